@@ -1,0 +1,84 @@
+"""Every error that the pool raises: one root, and no text that could show a secret."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ._statistics import State
+
+__all__ = [
+    "BrokenConnection",
+    "ConnectError",
+    "ForkedPool",
+    "PoolClosed",
+    "PoolDeadlock",
+    "PoolError",
+    "PoolFull",
+    "PoolOverloaded",
+    "PoolTimeout",
+    "WrongEventLoop",
+]
+
+
+class PoolError(Exception):
+    """The root of all errors that the pool itself raises."""
+
+
+class PoolTimeout(PoolError, TimeoutError):  # noqa: N818 - the design's name; "Timeout" says it
+    """No connection came within the time given. ``__cause__`` is the last connect error since the last success.
+
+    Attributes:
+        phase: what the get was waiting for: ``"queue"``, ``"connect"`` or ``"validate"``.
+        waited: seconds since the get began.
+        state: the pool's numbers at that moment.
+    """
+
+    def __init__(
+        self, message: str, *, phase: Literal["queue", "connect", "validate"], waited: float, state: State
+    ) -> None:
+        super().__init__(message)
+        self.phase = phase
+        self.waited = waited
+        self.state = state
+
+
+class PoolDeadlock(PoolTimeout):
+    """Every connection is held by a task that itself waits for another one: this get could only time out.
+
+    It is a PoolTimeout told early, so that a program with a fallback for the time-out keeps working.
+    """
+
+
+class PoolClosed(PoolError):  # noqa: N818
+    """The pool is not open: never opened, closing or closed."""
+
+
+class PoolOverloaded(PoolError):  # noqa: N818
+    """More gets are waiting than ``max_waiting`` allows."""
+
+
+class ConnectError(PoolError):
+    """Connecting failed in a way that waiting will not heal. ``__cause__`` is the driver's own error."""
+
+
+class WrongEventLoop(PoolError):  # noqa: N818
+    """The pool belongs to another event loop."""
+
+
+class ForkedPool(PoolError):  # noqa: N818
+    """The pool was opened before a fork: its sockets belong to the parent process."""
+
+
+class _Refused(PoolError):
+    def __init__(self, message: str, connection: Any) -> None:
+        super().__init__(message)
+        self.connection = connection
+
+
+class BrokenConnection(_Refused):  # noqa: N818
+    """``add`` was given a broken connection; ``connection`` gives it back."""
+
+
+class PoolFull(_Refused):  # noqa: N818
+    """``add`` found no room; ``connection`` gives the connection back."""

@@ -1,0 +1,105 @@
+"""What listeners are told, and why connections end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = [
+    "Acquired",
+    "CheckedIn",
+    "CheckedOut",
+    "CloseReason",
+    "ConnectFailed",
+    "Event",
+    "Leaked",
+    "Released",
+    "ResetFailed",
+    "TimedOut",
+]
+
+
+class CloseReason(str, Enum):
+    """Why a connection left the pool."""
+
+    BROKEN = "broken"
+    INVALID = "invalid"
+    LIFETIME = "lifetime"
+    IDLE = "idle"
+    MAX_USES = "max_uses"
+    EVICTED = "evicted"
+    RESIZED = "resized"
+    DISCARDED = "discarded"
+    DETACHED = "detached"
+    LEAKED = "leaked"
+    RESET_FAILED = "reset_failed"
+    POOL_CLOSED = "pool_closed"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """A new connection joined the pool. Ids are unique in the process and increase."""
+
+    connection_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The pool decided to close a connection. ``age`` in seconds since it joined."""
+
+    connection_id: int
+    age: float
+    reason: CloseReason
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedOut:
+    """A connection was lent. ``waited`` in seconds."""
+
+    connection_id: int
+    waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedIn:
+    """A connection came back, before it is looked at. ``held`` in seconds."""
+
+    connection_id: int
+    held: float
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """A get ended at its deadline. ``timeout`` in seconds."""
+
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectFailed:
+    """One attempt to connect failed."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class ResetFailed:
+    """A connection could not be wiped and is closed."""
+
+    connection_id: int
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Leaked:
+    """A lease is held longer than ``leak_threshold``, or was dropped unreleased. ``stack``: where it was taken."""
+
+    connection_id: int
+    held: float
+    stack: str | None
+
+
+Event = Acquired | Released | CheckedOut | CheckedIn | TimedOut | ConnectFailed | ResetFailed | Leaked
