@@ -3,5 +3,51 @@
 from __future__ import annotations
 
 from pool_core.testing._clock import LeftoverError, StuckError, VirtualTimeLoop, run, settle
+from pool_core.testing._fakes import (
+    NEVER,
+    OK,
+    Call,
+    Delay,
+    FakeConnection,
+    FakeManager,
+    Gate,
+    Outcome,
+    ScriptedCustomizer,
+    ScriptedManager,
+    Steps,
+    SwallowCancel,
+)
+from pool_core.testing._injector import (
+    CancelMode,
+    Injection,
+    Injector,
+    Scenario,
+    acancel_everywhere,
+    cancel_everywhere,
+)
 
-__all__ = ["LeftoverError", "StuckError", "VirtualTimeLoop", "run", "settle"]
+__all__ = [
+    "NEVER",
+    "OK",
+    "Call",
+    "CancelMode",
+    "Delay",
+    "FakeConnection",
+    "FakeManager",
+    "Gate",
+    "Injection",
+    "Injector",
+    "LeftoverError",
+    "Outcome",
+    "Scenario",
+    "ScriptedCustomizer",
+    "ScriptedManager",
+    "Steps",
+    "StuckError",
+    "SwallowCancel",
+    "VirtualTimeLoop",
+    "acancel_everywhere",
+    "cancel_everywhere",
+    "run",
+    "settle",
+]

@@ -52,13 +52,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     _scheduled: list[asyncio.TimerHandle]
 
     def __init__(self, *, start: float = 0.0, real_wait: float = 0.0, time_limit: float = 1_000_000.0) -> None:
-        super().__init__(_JumpingSelector(self._idle))
+        super().__init__(_JumpingSelector(self._select))
         self._now = start
         self._start = start
         self._time_limit = time_limit
         self._real_wait = real_wait
         self._jobs = 0
         self.used_executor = False  # whether the default executor exists
+        #: Called at the beginning of each turn, if set; True means that it made something ready.
+        self.on_turn: Callable[[], bool] | None = None
         self._settling: list[asyncio.Future[None]] = []
         #: What the loop's exception handler was called with, in order.
         self.errors: list[dict[str, Any]] = []
@@ -102,6 +104,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def _job_done(self, _future: asyncio.Future[Any]) -> None:
         self._jobs -= 1
 
+    def _select(self, selector: _JumpingSelector, timeout: float | None) -> _Events:
+        if self.on_turn is not None and self.on_turn():
+            timeout = 0
+        if timeout is None or timeout > 0:
+            return self._idle(selector, timeout)
+        return selector.poll(0) if selector.has_sockets else []
+
     def _idle(self, selector: _JumpingSelector, timeout: float | None) -> _Events:
         """Nothing is ready: wake who waits for that, else give real events their chance, else jump, else complain."""
         if self._settling:
@@ -135,13 +144,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 class _JumpingSelector(selectors.BaseSelector):
-    """A selector that asks the loop what to do when nothing is ready; the real one is made at the first socket.
+    """A selector that leaves each decision to the loop; the real one is made at the first socket.
 
     (A loop for fakes never needs it: making and asking an epoll object would cost more than the rest of a short run.)
     """
 
-    def __init__(self, idle: Callable[[_JumpingSelector, float | None], _Events]) -> None:
-        self._idle = idle
+    def __init__(self, decide: Callable[[_JumpingSelector, float | None], _Events]) -> None:
+        self._decide = decide
         self._keys: dict[FileDescriptorLike, selectors.SelectorKey] = {}  # asyncio registers plain numbers
         self._real: selectors.BaseSelector | None = None
 
@@ -171,9 +180,7 @@ class _JumpingSelector(selectors.BaseSelector):
         return key
 
     def select(self, timeout: float | None = None) -> _Events:
-        if timeout is None or timeout > 0:
-            return self._idle(self, timeout)
-        return self.poll(0) if self.has_sockets else []
+        return self._decide(self, timeout)
 
     def poll(self, timeout: float | None) -> _Events:
         """Ask the operating system, for up to ``timeout`` real seconds."""

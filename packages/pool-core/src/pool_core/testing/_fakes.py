@@ -6,8 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, Self, TypeVar
 
 __all__ = [
     "NEVER",
@@ -59,7 +58,9 @@ class FakeConnection:
             AssertionError: it is not open, or somebody else is using it: a pool never lends such a connection.
         """
         if self.state != "open" or self._busy:
-            raise AssertionError(f"{self!r} was used {'by two at once' if self._busy else f'though it is {self.state}'}")
+            raise AssertionError(
+                f"{self!r} was used {'by two at once' if self._busy else f'though it is {self.state}'}"
+            )
         self._busy = True
         try:
             await asyncio.sleep(seconds)
@@ -391,11 +392,24 @@ class ScriptedManager:
         peak: the most calls that were under way at once, by verb.
     """
 
-    def __new__(cls, *, without: Collection[str] = (), **scripts: object) -> ScriptedManager:
+    def __new__(cls, *, without: Collection[str] = (), **scripts: object) -> Self:
         """Choose the class that has the verbs asked for."""
         if unknown := [verb for verb in without if verb not in _OPTIONAL]:
             raise TypeError(f"without={unknown}: only {', '.join(_OPTIONAL)} can be left out")
-        return object.__new__(_variant(cls, tuple(verb for verb in _OPTIONAL if verb not in without)))
+        return object.__new__(cls._with(tuple(verb for verb in _OPTIONAL if verb not in without)))
+
+    @classmethod
+    def _with(cls, verbs: tuple[str, ...]) -> type[Self]:
+        """A subclass that has just these of the optional verbs, besides those that this class defines itself."""
+        variants: dict[tuple[str, ...], Any] | None = vars(cls).get("_variants")
+        if variants is None:
+            variants = cls._variants = {}
+        if verbs not in variants:
+            body = {verb: vars(_OptionalVerbs)[verb] for verb in verbs if not hasattr(cls, verb)}
+            variants[verbs] = type(cls.__name__, (cls,), {**body, "__module__": cls.__module__, "__doc__": cls.__doc__})
+        return variants[verbs]  # type: ignore[no-any-return]
+
+    _variants: ClassVar[dict[tuple[str, ...], Any]]
 
     def __init__(self, *, without: Collection[str] = (), **scripts: object) -> None:
         self.log: list[Call] = []
@@ -491,14 +505,9 @@ class ScriptedManager:
 
     if TYPE_CHECKING:
 
-        def reset(self, conn: FakeConnection, /) -> Awaitable[None] | None:
-            """Wipe it, or whatever the script says."""
-
-        def terminate(self, conn: FakeConnection, /) -> None:
-            """Drop it, or whatever the script says."""
-
-        def is_transient(self, exc: BaseException, /) -> bool:
-            """True, or whatever the script says."""
+        def reset(self, conn: FakeConnection, /) -> Awaitable[None] | None: ...
+        def terminate(self, conn: FakeConnection, /) -> None: ...
+        def is_transient(self, exc: BaseException, /) -> bool: ...
 
     def _make(self, number: int) -> FakeConnection:
         conn = FakeConnection(number)
@@ -568,13 +577,6 @@ class _OptionalVerbs(ScriptedManager):
         self._enter("is_transient", 0)
         self.running["is_transient"] -= 1
         return _result(self._next("is_transient", None), lambda: True)  # type: ignore[no-any-return]
-
-
-@cache
-def _variant(cls: type[ScriptedManager], verbs: tuple[str, ...]) -> type[ScriptedManager]:
-    """A subclass that has just these of the optional verbs, besides those that cls defines itself."""
-    body = {verb: vars(_OptionalVerbs)[verb] for verb in verbs if not hasattr(cls, verb)}
-    return type(cls.__name__, (cls,), {**body, "__module__": cls.__module__, "__doc__": cls.__doc__})
 
 
 class ScriptedCustomizer:
