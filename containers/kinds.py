@@ -5,8 +5,8 @@ server is asked, not before, so that the core's tests need none of them.
 """
 
 import asyncio
+import importlib
 import importlib.util
-import os
 import shutil
 import signal
 import sys
@@ -112,11 +112,11 @@ class Postgres(Kind):
     def prepare(self, place: Place) -> None:
         user, database = place.address.user, place.address.database
         options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
-        secret = "--pwfile=/dev/stdin"
-        place.run(
-            [_path("initdb"), "-D", f"{place.directory}/data", f"--username={user}", secret, *options],
-            f"{place.address.password}\n",
-        )
+        secret = place.directory / "secret"
+        secret.write_text(f"{place.address.password}\n")
+        login = [f"--username={user}", f"--pwfile={secret}"]
+        place.run([_path("initdb"), "-D", f"{place.directory}/data", *login, *options], "")
+        secret.unlink()
         place.run(
             [_path("postgres"), "--single", "-j", "-D", f"{place.directory}/data", "postgres"],
             f'CREATE DATABASE "{database}"\n',
@@ -178,8 +178,8 @@ class Redis(Kind):
         return [_path("redis-server"), *where, *self.arguments(place.address)]
 
     def ask(self, address: Address, execute: Callable[[Sequence[str]], str]) -> tuple[str, str]:
-        import redis
-
+        redis = library("redis")
+        once = library("redis.retry").Retry(library("redis.backoff").NoBackoff(), 0)
         with redis.Redis(
             host=address.host,
             port=address.port,
@@ -187,8 +187,9 @@ class Redis(Kind):
             password=address.password,
             socket_timeout=PATIENCE,
             socket_connect_timeout=PATIENCE,
+            retry=once,
         ) as client:
-            facts: dict[str, Any] = client.info("server")  # type: ignore[assignment]
+            facts = client.info("server")
         name = str(facts.get("server_name", "redis")).capitalize()
         return name, str(facts.get(f"{name.lower()}_version", facts["redis_version"]))
 
@@ -222,8 +223,7 @@ class MariaDB(Kind):
         return [_path("mariadbd"), "--no-defaults", *files, *where]
 
     def ask(self, address: Address, execute: Callable[[Sequence[str]], str]) -> tuple[str, str]:
-        import pymysql
-
+        pymysql = library("pymysql")
         limits = {"connect_timeout": PATIENCE, "read_timeout": PATIENCE, "write_timeout": PATIENCE}
         connection = pymysql.connect(
             host=address.host,
@@ -276,11 +276,9 @@ class Mongo(Kind):
         return [sys.executable, str(stand_in), *where, *self.arguments(place.address)]
 
     def ask(self, address: Address, execute: Callable[[Sequence[str]], str]) -> tuple[str, str]:
-        import pymongo
-        import pymongo.errors
-
+        pymongo = library("pymongo")
         milliseconds = int(PATIENCE * 1000)
-        client: pymongo.MongoClient[Any] = pymongo.MongoClient(
+        client = pymongo.MongoClient(
             address.host,
             address.port,
             username=address.user,
@@ -308,6 +306,11 @@ class Mongo(Kind):
 KINDS: dict[str, Kind] = {kind.key: kind for kind in (Postgres(), PgBouncer(), Redis(), MariaDB(), Mongo())}
 
 
+def library(name: str) -> Any:
+    """Import a driver or another library of the tests when it is needed, whether or not it has types."""
+    return importlib.import_module(name)
+
+
 def find(program: str) -> str | None:
     """The path of an installed server; Debian keeps some outside of an ordinary user's PATH."""
     return shutil.which(program) or shutil.which(program, path=PROGRAM_PATHS)
@@ -316,8 +319,7 @@ def find(program: str) -> str | None:
 def _path(program: str) -> str:
     path = find(program)
     assert path is not None, f"bug: {program} is started though it is missing"
-    # Debian's links in /usr/local lead to programs that look for their neighbours beside themselves.
-    return os.path.realpath(path)
+    return path
 
 
 def _login(login: Address, *, database: str | None) -> dict[str, str]:
@@ -328,9 +330,7 @@ def _login(login: Address, *, database: str | None) -> dict[str, str]:
 
 
 async def _ask_postgres(address: Address, query: str) -> object:
-    import asyncpg
-
-    connection = await asyncpg.connect(
+    connection = await library("asyncpg").connect(
         host=address.host,
         port=address.port,
         user=address.user,

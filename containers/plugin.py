@@ -10,6 +10,7 @@ import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -47,14 +48,15 @@ def server(request: pytest.FixtureRequest) -> ServerFactory:
         try:
             return servers.fresh(kind, args, password) if fresh else servers.get(kind)
         except Unavailable as error:
-            _nothing_to_be_had(str(error))
+            reason = str(error)
         except ServerFailed as error:
             pytest.fail(str(error), pytrace=False)
+        _nothing_to_be_had(reason)
 
     return get
 
 
-def _nothing_to_be_had(reason: str) -> None:
+def _nothing_to_be_had(reason: str) -> NoReturn:
     if os.environ.get("CI", "").lower() in {"1", "true", "yes"}:
         pytest.fail(f"CI is set, so a test without its server fails: {reason}", pytrace=False)
     pytest.skip(f"NO SERVER: {reason}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, Self
 
 from .kinds import KINDS, Address, Kind
 from .sources import ContainerSource, ProcessSource, Site, Source, Unavailable, UrlSite
@@ -111,7 +111,7 @@ class Server:
                 self._state = "removed"
                 self._site.remove()
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -126,7 +126,7 @@ class Server:
         try:
             self._site.start()
         except Exception as error:
-            raise self._failure(f"could not be started: {error}") from error
+            raise self._failure(f"could not be started: {error}") from None
 
     def _wait_for_an_answer(self) -> None:
         # Docker's proxy takes connections before the server does: only an answer to a query proves anything.

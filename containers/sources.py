@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from .kinds import Address, Kind, Place, find
+from .kinds import Address, Kind, Place, find, library
 
 PREFIX = "debian-built/"  # of the images that setup.sh builds
 SETUP = Path(__file__).with_name("setup.sh")
@@ -59,6 +59,7 @@ class Source(Protocol):
 
     def make(self, kind: Kind, login: Address, arguments: Sequence[str], upstream: Site | None) -> Site:
         """A place for one server, not yet started. Raises `Unavailable`."""
+        ...
 
     def close(self) -> None: ...
 
@@ -82,20 +83,18 @@ def free_port() -> int:
 
 def owner() -> str:
     """This process, so that what it leaves behind when killed can be told from what belongs to a living run."""
-    import psutil
-
-    return f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.0f}"
+    process = library("psutil").Process()
+    return f"{socket.gethostname()}/{os.getpid()}/{process.create_time():.0f}"
 
 
 def is_orphan(mark: str) -> bool:
     """Whether the process that made something is gone. Of another machine's processes nothing is known: False."""
-    import psutil
-
+    psutil = library("psutil")
     try:
         host, pid, created = mark.rsplit("/", 2)
         if host != socket.gethostname():
             return False
-        return abs(psutil.Process(int(pid)).create_time() - int(created)) > 2
+        return bool(abs(psutil.Process(int(pid)).create_time() - int(created)) > 2)
     except psutil.NoSuchProcess:
         return True
     except ValueError:
@@ -115,15 +114,15 @@ class ContainerSource:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                import docker
-                import testcontainers.core.container  # noqa: F401
-                from testcontainers.core.config import testcontainers_config
+                docker = library("docker")
+                library("testcontainers.core.container")
+                settings = library("testcontainers.core.config").testcontainers_config
         except ImportError as error:
             raise Unavailable(f"{error.name} is not installed (dependency group 'servers')") from None
         if os.environ.get("DOCKER_HOST", "unix:").split(":")[0] in {"tcp", "ssh", "http", "https"}:
             raise Unavailable("DOCKER_HOST is on another machine, where the tests cannot reach 127.0.0.1")
-        self._hub = testcontainers_config.hub_image_name_prefix
-        testcontainers_config.hub_image_name_prefix = ""  # the whole name is given below
+        self._hub = settings.hub_image_name_prefix
+        settings.hub_image_name_prefix = ""  # the whole name is given below
         try:
             self._client: Any = docker.from_env(timeout=5)
         except Exception as error:
@@ -135,12 +134,11 @@ class ContainerSource:
         self._sweep()
 
     def prepare(self, kind: Kind) -> None:
-        import docker.errors
-
+        absent = library("docker.errors").ImageNotFound
         if kind.image in self._images:
             return
         for name in (self._hub + kind.image, PREFIX + kind.image):
-            with contextlib.suppress(docker.errors.ImageNotFound):
+            with contextlib.suppress(absent):
                 self._client.images.get(name)
                 self._images[kind.image] = name
                 return
@@ -227,12 +225,11 @@ class ContainerSite:
             self._wrapped.start()
 
     def _create(self) -> None:
-        from testcontainers.core.container import DockerContainer
-
+        make = library("testcontainers.core.container").DockerContainer
         for attempts_left in (2, 1, 0):
-            container = DockerContainer(self._image, docker_client_kw={"timeout": DOCKER_TIMEOUT})
+            container = make(self._image, docker_client_kw={"timeout": DOCKER_TIMEOUT})
             container.env = dict(self._environment)
-            container.ports = {f"{self._kind.port}/tcp": ("127.0.0.1", self.address.port)}  # type: ignore[dict-item]
+            container.ports = {f"{self._kind.port}/tcp": ("127.0.0.1", self.address.port)}
             network = {"network": self._network} if self._network else {}
             container.with_kwargs(labels={OWNER_LABEL: owner()}, **network, **self._extra)
             if self._command:
@@ -301,7 +298,7 @@ class ProcessSource:
 
     def __init__(self) -> None:
         try:
-            import psutil  # noqa: F401
+            library("psutil")
         except ImportError:
             raise Unavailable("psutil is not installed (dependency group 'servers')") from None
         if sys.platform == "win32":
@@ -341,23 +338,17 @@ class ProcessSite:
         self._log = self._directory / "log"
         # Servers refuse to run as root, or should. The stand-in for MongoDB lives in this environment, which `nobody`
         # may not be able to read.
-        ordinary = os.getuid() != 0 or kind.key == "mongo"
-        self._as: dict[str, Any] = {} if ordinary else {"user": "nobody", "group": "nogroup", "extra_groups": []}
+        self._user = "nobody" if os.getuid() == 0 and kind.key != "mongo" else None
         self._process: subprocess.Popen[bytes] | None = None
         self._place = Place(self._directory, self.address, behind, self._run)
         self._prepared = False
 
     def start(self) -> None:
-        import psutil
-
         if not self._prepared:
             self._log.touch()
             self._directory.chmod(0o700)
             self._kind.prepare(self._place)
-            if self._as:
-                shutil.chown(self._directory, self._as["user"])
-                for path in self._directory.rglob("*"):
-                    shutil.chown(path, self._as["user"])
+            self._hand_over()
             self._prepared = True
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -368,9 +359,10 @@ class ProcessSite:
                 cwd=self._directory,
                 env=self._environment(),
                 start_new_session=True,  # Ctrl-C is for the tests; they stop their servers themselves
-                **self._as,
+                user=self._user,
+                extra_groups=[] if self._user else None,
             )
-        created = psutil.Process(self._process.pid).create_time()
+        created = library("psutil").Process(self._process.pid).create_time()
         note = {"owner": owner(), "pid": self._process.pid, "created": created}
         (self._directory / "owner").write_text(json.dumps(note))
 
@@ -421,9 +413,7 @@ class ProcessSite:
 
     def _run(self, command: Sequence[str], text: str) -> None:
         """Run a step of the preparation as the server's user; its output goes to the server's log."""
-        if self._as:
-            for path in (self._directory, *self._directory.iterdir()):
-                shutil.chown(path, self._as["user"])
+        self._hand_over()
         with self._log.open("ab") as log:
             done = subprocess.run(
                 command,
@@ -434,10 +424,17 @@ class ProcessSite:
                 env=self._environment(),
                 timeout=60,
                 check=False,
-                **self._as,
+                user=self._user,
+                extra_groups=[] if self._user else None,
             )
         if done.returncode:
             raise RuntimeError(f"{command[0]} failed with exit code {done.returncode}")
+
+    def _hand_over(self) -> None:
+        """Give the files that were written here to the server's user."""
+        if self._user:
+            for path in (self._directory, *self._directory.iterdir()):
+                shutil.chown(path, self._user)
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "MYSQL", "MARIADB"))}
@@ -446,8 +443,7 @@ class ProcessSite:
 
 def _family(pid: int, created: float | None = None) -> Iterator[Any]:
     """A process and its children, itself first; nothing if the number has gone to another process since."""
-    import psutil
-
+    psutil = library("psutil")
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
         if created is None or abs(parent.create_time() - created) < 2:
