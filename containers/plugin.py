@@ -25,6 +25,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SERVERS] = Servers()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that take minutes run only when asked for: `-m soak`."""
+    if "soak" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("soak")]
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start what the collected tests will ask for, while the first of them run."""
     if session.config.option.collectonly:

@@ -125,7 +125,7 @@ class ContainerSource:
         settings.hub_image_name_prefix = ""  # the whole name is given below
         try:
             self._client: Any = docker.from_env(timeout=5)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (of docker, requests and urllib3, by the kind of failure)
             raise Unavailable(_why_docker_failed(error)) from None
         self._client.api.timeout = DOCKER_TIMEOUT
         self._images: dict[str, str] = {}
@@ -144,7 +144,7 @@ class ContainerSource:
                 return
         try:
             self._client.images.pull(self._hub + kind.image)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (as above)
             reason = str(error).strip().splitlines()[-1][:200]
             raise Unavailable(f"no image {kind.image} and no registry ({reason}): as root, run {SETUP}") from None
         self._images[kind.image] = self._hub + kind.image

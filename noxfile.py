@@ -1,0 +1,285 @@
+"""Everything that is checked before a change lands: plain `nox`. `nox --list` names the parts.
+
+The integration sessions need real servers: containers/setup.sh brings them. It may install Docker, so it runs only when
+POOL_TEST_SETUP=1 (or CI=true) says that it may; otherwise the command to run by hand is printed.
+"""
+
+import atexit
+import functools
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+PACKAGES = ["pool-core", "pool-sqlite", "pool-postgres", "pool-redis", "pool-mysql", "pool-mongo"]
+PYTHONS = ["3.11", "3.12", "3.13"]
+FLOOR = PYTHONS[0]
+DECIDERS = ["_state.py", "_tasks.py", "_lease.py", "_pool.py"]  # every branch of these is tested
+SETUP = ROOT / "containers" / "setup.sh"
+RESULTS = Path(tempfile.gettempdir(), f"pool-core-results-{os.getpid()}")
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+
+os.environ["POOL_TEST_RESULTS"] = str(RESULTS)
+
+
+def allow_pyenv_pythons() -> None:
+    """Let `python3.12` be found where pyenv has it: pyenv answers only for the versions that PYENV_VERSION names."""
+    if "PYENV_VERSION" in os.environ or not shutil.which("pyenv"):
+        return
+    known = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True, check=False).stdout.split()
+    newest: dict[str, tuple[int, ...]] = {}
+    for version in known:
+        if re.fullmatch(r"\d+\.\d+\.\d+", version):
+            numbers = tuple(map(int, version.split(".")))
+            minor = f"{numbers[0]}.{numbers[1]}"
+            newest[minor] = max(newest.get(minor, numbers), numbers)
+    wanted = [".".join(map(str, newest[minor])) for minor in PYTHONS if minor in newest]
+    if wanted:
+        os.environ["PYENV_VERSION"] = ":".join(wanted)
+
+
+allow_pyenv_pythons()
+
+
+# --- what the sessions share ------------------------------------------------------------------------------------------
+
+times: list[tuple[str, float, str]] = []
+servers_brought: list[bool] = []
+
+
+def timed(function: Callable[..., None]) -> Callable[..., None]:
+    """Note how long a session took, for the report at the end."""
+
+    @functools.wraps(function)
+    def run(session: nox.Session, *args: object, **kwargs: object) -> None:
+        began, outcome = time.monotonic(), "FAILED"
+        try:
+            function(session, *args, **kwargs)
+            outcome = "ok"
+        except BaseException as error:
+            if type(error).__name__ == "_SessionSkip":
+                outcome = "skipped"
+            raise
+        finally:
+            seconds = time.monotonic() - began
+            times.append((session.name, seconds, outcome))
+            session.log(f"{session.name}: {outcome} in {seconds:.1f} s")
+
+    return run
+
+
+@atexit.register
+def report() -> None:
+    """Say how long each session took, which servers were asked, and how many tests there were over all sessions."""
+    if not times:
+        return
+    results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    sys.stderr.flush()
+    print("\nsessions:")
+    for name, seconds, outcome in times:
+        print(f"  {seconds:6.1f} s  {name}{'' if outcome == 'ok' else '  ' + outcome}")
+    print(f"  {sum(seconds for _, seconds, _ in times):6.1f} s  in all")
+    servers = sorted({line for result in results for line in result["servers"]})
+    if servers:
+        print("servers, by their true names:")
+        for line in servers:
+            print(f"  {line}")
+    total = {word: sum(result[word] for result in results) for word in ("passed", "failed", "skipped")}
+    print("tests: {passed} passed, {failed} failed, {skipped} skipped".format(**total), flush=True)
+
+
+def is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in {"1", "true", "yes"}
+
+
+def install(session: nox.Session, groups: list[str], packages: list[str], *options: str) -> None:
+    """Install development groups, then packages of this repository as editable."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, *groups))
+    session.install(*options, *(part for package in packages for part in ("-e", f"packages/{package}")))
+
+
+def test_files(*paths: str) -> list[Path]:
+    return [file for path in paths for file in sorted((ROOT / path).rglob("test_*.py"))]
+
+
+def run_tests(session: nox.Session, *paths: str, options: tuple[str, ...] = (), coverage: bool = False) -> None:
+    """Run pytest on folders of tests. A folder without any test yet is said aloud and left out."""
+    present = [path for path in paths if test_files(path)]
+    for path in set(paths) - set(present):
+        session.warn(f"NO TESTS in {path}")
+    if not present:
+        session.skip("there is nothing to test yet")
+    runner = ["coverage", "run", "-m", "pytest"] if coverage else ["pytest"]
+    session.run("python", "-m", *runner, *present, *options, *session.posargs)
+
+
+def bring_servers(session: nox.Session) -> None:
+    """Set the servers' images up once, if that is allowed here; otherwise say how."""
+    if not (is_set("CI") or is_set("POOL_TEST_SETUP")):
+        session.log(f"servers that are missing can be had by: sudo {SETUP}   (or set POOL_TEST_SETUP=1)")
+        return
+    if servers_brought:
+        return
+    session.log(f"{SETUP.relative_to(ROOT)} says what it installs and starts on this machine:")
+    python = {"PYTHON": sys.executable} if importlib.util.find_spec("pip") else {}
+    session.run("bash", str(SETUP), external=True, env=python)
+    servers_brought.append(True)
+
+
+# --- the sessions -----------------------------------------------------------------------------------------------------
+
+
+@nox.session(python=FLOOR)
+@timed
+def lint(session: nox.Session) -> None:
+    """ruff, mypy --strict and pyright."""
+    install(session, ["dev"], PACKAGES)
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    # Tests of different packages share file names, so each package's are checked on their own.
+    session.run("mypy", *(f"packages/{package}/src" for package in PACKAGES))
+    roots = [*(f"packages/{package}/tests" for package in PACKAGES), "containers", "examples", "benchmarks"]
+    for root in roots:
+        if list((ROOT / root).rglob("*.py")):
+            base = "." if root == "containers" else f"{root}:."
+            exclude = ("--exclude", "containers/images/")
+            session.run("mypy", "--explicit-package-bases", *exclude, root, env={"MYPYPATH": base})
+    session.run("mypy", "noxfile.py", "conftest.py", env={"MYPYPATH": "."})
+    python = shutil.which("python", path=session.bin) or sys.executable
+    session.run("pyright", "--pythonpath", python)
+
+
+@nox.session(python=PYTHONS)
+@timed
+def tests(session: nox.Session) -> None:
+    """The core and its embedded default: no server needed."""
+    install(session, ["test"], ["pool-core", "pool-sqlite"])
+    paths = ("packages/pool-core/tests", "packages/pool-sqlite/tests")
+    if session.python != FLOOR:
+        run_tests(session, *paths)
+        return
+    data = {"COVERAGE_FILE": str(Path(session.create_tmp()) / "coverage")}
+    session.env.update(data)
+    session.run("coverage", "erase")
+    run_tests(session, *paths, coverage=True)
+    session.run("coverage", "combine", "--quiet")
+    deciders = ",".join(f"*/pool_core/{name}" for name in DECIDERS)
+    session.run("coverage", "report", f"--include={deciders}", "--fail-under=100")
+
+
+@nox.session(python=FLOOR)
+@timed
+def servers(session: nox.Session) -> None:
+    """The real servers themselves: each comes up, says who it is, and survives what the tests do to it."""
+    install(session, ["test", "servers"], PACKAGES)
+    bring_servers(session)
+    run_tests(session, "containers/tests")
+
+
+@nox.session(python=FLOOR)
+@nox.parametrize("backend", ["postgres", "redis", "mysql", "mongo"], ids=["postgres", "redis", "mysql", "mongo"])
+@timed
+def integration(session: nox.Session, backend: str) -> None:
+    """One adapter against its real server, everything."""
+    install(session, ["test", "servers"], ["pool-core", f"pool-{backend}"])
+    bring_servers(session)
+    run_tests(session, f"packages/pool-{backend}/tests")
+
+
+@nox.session(python=PYTHONS[1:])
+@timed
+def cancellation(session: nox.Session) -> None:
+    """All adapters' cancellation tests on the newer Pythons, whose asyncio differs."""
+    install(session, ["test", "servers"], PACKAGES)
+    bring_servers(session)
+    paths = [f"packages/{package}/tests" for package in PACKAGES]
+    if not any("mark.cancellation" in file.read_text() for file in test_files(*paths)):
+        session.skip("no test is marked 'cancellation' yet")
+    run_tests(session, *paths, options=("-m", "cancellation"))
+
+
+@nox.session(python=FLOOR)
+@timed
+def minimums(session: nox.Session) -> None:
+    """The adapters with the lowest versions of their drivers that they claim to take."""
+    if session.venv_backend != "uv":
+        session.skip("only uv can install the lowest versions")
+    packages = [package for package in PACKAGES if package != "pool-core"]
+    install(session, ["test", "servers"], PACKAGES, "--resolution", "lowest-direct")
+    bring_servers(session)
+    run_tests(session, *(f"packages/{package}/tests" for package in packages))
+
+
+@nox.session(python=FLOOR)
+@timed
+def demo(session: nox.Session) -> None:
+    """The main job: many tasks over a small pool on a real SQLite file, against connect-per-query."""
+    if not (ROOT / "examples" / "demo.py").exists():
+        session.skip("examples/demo.py is not there yet")
+    install(session, [], ["pool-core", "pool-sqlite"])
+    session.run("python", "examples/demo.py", *session.posargs)
+
+
+@nox.session(python=FLOOR)
+@timed
+def build(session: nox.Session) -> None:
+    """Wheels and sdists, checked, installed by plain pip into a clean environment, and tried there."""
+    session.install("uv", "twine")
+    place = Path(session.create_tmp()).resolve()
+    shutil.rmtree(place)
+    for package in PACKAGES:
+        session.run("uv", "build", "--quiet", "--out-dir", str(place / "dist"), f"packages/{package}")
+    made = sorted(map(str, (place / "dist").glob("pool_*")))
+    session.run("twine", "check", "--strict", *made)
+    session.run("python", "-m", "venv", str(place / "clean"))
+    clean = str(next((place / "clean").glob("*/python")))
+    wheels = [name for name in made if name.endswith(".whl")]
+    session.run(clean, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wheels, external=True)
+    # From another directory and in isolated mode, so that nothing of this work tree is found by accident.
+    with session.chdir(place):
+        session.run(clean, "-I", str(ROOT / "containers" / "smoke.py"), external=True)
+
+
+if (ROOT / "docs" / "conf.py").exists():
+
+    @nox.session(python=FLOOR)
+    @timed
+    def docs(session: nox.Session) -> None:
+        """The documentation; a warning is an error."""
+        install(session, ["docs"], PACKAGES)
+        session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session(python=FLOOR, default=False)
+@nox.parametrize("size", ["full", "quick"], ids=["full", "quick"])
+@timed
+def bench(session: nox.Session, size: str) -> None:
+    """Our pool and others, side by side: full takes minutes, quick less than one."""
+    if not (ROOT / "benchmarks" / "__main__.py").exists():
+        session.skip("benchmarks/ is not there yet")
+    install(session, ["test", "servers", "bench"], PACKAGES)
+    session.run("python", "-m", "benchmarks", *(["--quick"] if size == "quick" else []), *session.posargs)
+
+
+@nox.session(python=FLOOR, default=False)
+@timed
+def soak(session: nox.Session) -> None:
+    """Minutes of random load, kills and cancels whose books must balance; the deeper walk of the states."""
+    install(session, ["test", "servers"], PACKAGES)
+    bring_servers(session)
+    run_tests(session, "packages", options=("-m", "soak", "--timeout", "1200"))
