@@ -25,6 +25,7 @@ from pool_core.testing._injector import (
     acancel_everywhere,
     cancel_everywhere,
 )
+from pool_core.testing._proxy import Direction, FaultProxy
 
 __all__ = [
     "NEVER",
@@ -32,8 +33,10 @@ __all__ = [
     "Call",
     "CancelMode",
     "Delay",
+    "Direction",
     "FakeConnection",
     "FakeManager",
+    "FaultProxy",
     "Gate",
     "Injection",
     "Injector",
