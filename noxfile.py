@@ -5,7 +5,6 @@ POOL_TEST_SETUP=1 (or CI=true) says that it may; otherwise the command to run by
 """
 
 import atexit
-import functools
 import importlib.util
 import json
 import os
@@ -14,8 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import nox
@@ -57,48 +54,20 @@ allow_pyenv_pythons()
 
 # --- what the sessions share ------------------------------------------------------------------------------------------
 
-times: list[tuple[str, float, str]] = []
 servers_brought: list[bool] = []
-
-
-def timed(function: Callable[..., None]) -> Callable[..., None]:
-    """Note how long a session took, for the report at the end."""
-
-    @functools.wraps(function)
-    def run(session: nox.Session, *args: object, **kwargs: object) -> None:
-        began, outcome = time.monotonic(), "FAILED"
-        try:
-            function(session, *args, **kwargs)
-            outcome = "ok"
-        except BaseException as error:
-            if type(error).__name__ == "_SessionSkip":
-                outcome = "skipped"
-            raise
-        finally:
-            seconds = time.monotonic() - began
-            times.append((session.name, seconds, outcome))
-            session.log(f"{session.name}: {outcome} in {seconds:.1f} s")
-
-    return run
 
 
 @atexit.register
 def report() -> None:
-    """Say how long each session took, which servers were asked, and how many tests there were over all sessions."""
-    if not times:
+    """After nox's own table: which servers were asked, and how many tests there were over all sessions."""
+    if not RESULTS.exists():
         return
-    results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
-    shutil.rmtree(RESULTS, ignore_errors=True)
-    sys.stderr.flush()
-    print("\nsessions:")
-    for name, seconds, outcome in times:
-        print(f"  {seconds:6.1f} s  {name}{'' if outcome == 'ok' else '  ' + outcome}")
-    print(f"  {sum(seconds for _, seconds, _ in times):6.1f} s  in all")
+    results = [json.loads(file.read_text()) for file in RESULTS.glob("*.json")]
+    shutil.rmtree(RESULTS)
     servers = sorted({line for result in results for line in result["servers"]})
-    if servers:
-        print("servers, by their true names:")
-        for line in servers:
-            print(f"  {line}")
+    sys.stderr.flush()
+    print("\nservers, by their true names:")
+    print(*(servers or ["none were asked"]), sep="\n")
     total = {word: sum(result[word] for result in results) for word in ("passed", "failed", "skipped")}
     print("tests: {passed} passed, {failed} failed, {skipped} skipped".format(**total), flush=True)
 
@@ -145,7 +114,6 @@ def bring_servers(session: nox.Session) -> None:
 
 
 @nox.session(python=FLOOR)
-@timed
 def lint(session: nox.Session) -> None:
     """ruff, mypy --strict and pyright."""
     install(session, ["dev"], PACKAGES)
@@ -165,7 +133,6 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS)
-@timed
 def tests(session: nox.Session) -> None:
     """The core and its embedded default: no server needed."""
     install(session, ["test"], ["pool-core", "pool-sqlite"])
@@ -183,7 +150,6 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(python=FLOOR)
-@timed
 def servers(session: nox.Session) -> None:
     """The real servers themselves: each comes up, says who it is, and survives what the tests do to it."""
     install(session, ["test", "servers"], PACKAGES)
@@ -193,7 +159,6 @@ def servers(session: nox.Session) -> None:
 
 @nox.session(python=FLOOR)
 @nox.parametrize("backend", ["postgres", "redis", "mysql", "mongo"], ids=["postgres", "redis", "mysql", "mongo"])
-@timed
 def integration(session: nox.Session, backend: str) -> None:
     """One adapter against its real server, everything."""
     install(session, ["test", "servers"], ["pool-core", f"pool-{backend}"])
@@ -202,7 +167,6 @@ def integration(session: nox.Session, backend: str) -> None:
 
 
 @nox.session(python=PYTHONS[1:])
-@timed
 def cancellation(session: nox.Session) -> None:
     """All adapters' cancellation tests on the newer Pythons, whose asyncio differs."""
     install(session, ["test", "servers"], PACKAGES)
@@ -214,7 +178,6 @@ def cancellation(session: nox.Session) -> None:
 
 
 @nox.session(python=FLOOR)
-@timed
 def minimums(session: nox.Session) -> None:
     """The adapters with the lowest versions of their drivers that they claim to take."""
     if session.venv_backend != "uv":
@@ -226,7 +189,6 @@ def minimums(session: nox.Session) -> None:
 
 
 @nox.session(python=FLOOR)
-@timed
 def demo(session: nox.Session) -> None:
     """The main job: many tasks over a small pool on a real SQLite file, against connect-per-query."""
     if not (ROOT / "examples" / "demo.py").exists():
@@ -236,7 +198,6 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session(python=FLOOR)
-@timed
 def build(session: nox.Session) -> None:
     """Wheels and sdists, checked, installed by plain pip into a clean environment, and tried there."""
     session.install("uv", "twine")
@@ -258,7 +219,6 @@ def build(session: nox.Session) -> None:
 if (ROOT / "docs" / "conf.py").exists():
 
     @nox.session(python=FLOOR)
-    @timed
     def docs(session: nox.Session) -> None:
         """The documentation; a warning is an error."""
         install(session, ["docs"], PACKAGES)
@@ -267,7 +227,6 @@ if (ROOT / "docs" / "conf.py").exists():
 
 @nox.session(python=FLOOR, default=False)
 @nox.parametrize("size", ["full", "quick"], ids=["full", "quick"])
-@timed
 def bench(session: nox.Session, size: str) -> None:
     """Our pool and others, side by side: full takes minutes, quick less than one."""
     if not (ROOT / "benchmarks" / "__main__.py").exists():
@@ -277,7 +236,6 @@ def bench(session: nox.Session, size: str) -> None:
 
 
 @nox.session(python=FLOOR, default=False)
-@timed
 def soak(session: nox.Session) -> None:
     """Minutes of random load, kills and cancels whose books must balance; the deeper walk of the states."""
     install(session, ["test", "servers"], PACKAGES)

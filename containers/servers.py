@@ -79,6 +79,8 @@ class Server:
     def stop(self) -> None:
         """End it in the orderly way: it closes its connections itself."""
         with self._lock:
+            if self._state == "paused":
+                self._site.unpause()
             self._site.stop()
             self._state = "stopped"
 
@@ -99,6 +101,14 @@ class Server:
         with self._lock:
             self._site.unpause()
             self._state = "running"
+
+    def answers(self) -> bool:
+        """Whether it answers a query, asked on a new connection. Takes some seconds when it hangs."""
+        try:
+            self._kind.ask(self._site.address, self._site.execute)
+        except Exception:  # noqa: BLE001 (each driver has its own)
+            return False
+        return True
 
     def logs(self) -> str:
         """The last lines of its log."""

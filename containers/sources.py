@@ -26,6 +26,7 @@ PREFIX = "debian-built/"  # of the images that setup.sh builds
 SETUP = Path(__file__).with_name("setup.sh")
 OWNER_LABEL = "pool-core.owner"
 STOP_TIMEOUT = 15  # seconds for a graceful end, then it is killed
+PING_TIMEOUT = 5  # seconds for the Docker daemon to show that it is alive
 DOCKER_TIMEOUT = 30  # seconds for one call of the Docker daemon
 
 
@@ -108,6 +109,7 @@ class ContainerSource:
     """Containers through testcontainers: official images where they can be had, else those that setup.sh built."""
 
     def __init__(self) -> None:
+        check_docker()
         # testcontainers reads its settings when it is imported. Ryuk, its own sweeper, needs an image that not every
         # machine can pull: what killed runs leave behind is swept here.
         os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
@@ -119,15 +121,9 @@ class ContainerSource:
                 settings = library("testcontainers.core.config").testcontainers_config
         except ImportError as error:
             raise Unavailable(f"{error.name} is not installed (dependency group 'servers')") from None
-        if os.environ.get("DOCKER_HOST", "unix:").split(":")[0] in {"tcp", "ssh", "http", "https"}:
-            raise Unavailable("DOCKER_HOST is on another machine, where the tests cannot reach 127.0.0.1")
         self._hub = settings.hub_image_name_prefix
         settings.hub_image_name_prefix = ""  # the whole name is given below
-        try:
-            self._client: Any = docker.from_env(timeout=5)
-        except Exception as error:  # noqa: BLE001 (of docker, requests and urllib3, by the kind of failure)
-            raise Unavailable(_why_docker_failed(error)) from None
-        self._client.api.timeout = DOCKER_TIMEOUT
+        self._client: Any = docker.from_env(timeout=DOCKER_TIMEOUT)
         self._images: dict[str, str] = {}
         self._network: Any = None
         self._lock = threading.Lock()
@@ -144,7 +140,7 @@ class ContainerSource:
                 return
         try:
             self._client.images.pull(self._hub + kind.image)
-        except Exception as error:  # noqa: BLE001 (as above)
+        except Exception as error:  # noqa: BLE001 (of docker, requests and urllib3)
             reason = str(error).strip().splitlines()[-1][:200]
             raise Unavailable(f"no image {kind.image} and no registry ({reason}): as root, run {SETUP}") from None
         self._images[kind.image] = self._hub + kind.image
@@ -200,10 +196,10 @@ class ContainerSite:
         behind: Address | None,
         network: str | None,
         port: int | None = None,
-        **extra: Any,
+        tmpfs: dict[str, str] | None = None,
     ) -> None:
         self.label = f"container {image}"
-        self._kind, self._image, self._extra = kind, image, extra
+        self._kind, self._image, self._tmpfs = kind, image, tmpfs or {}
         self._environment = kind.environment(login, behind)
         self._command = [*kind.arguments(login), *arguments]
         self._network, self._chosen_port = network, port
@@ -231,7 +227,8 @@ class ContainerSite:
             container.env = dict(self._environment)
             container.ports = {f"{self._kind.port}/tcp": ("127.0.0.1", self.address.port)}
             network = {"network": self._network} if self._network else {}
-            container.with_kwargs(labels={OWNER_LABEL: owner()}, **network, **self._extra)
+            container.with_kwargs(labels={OWNER_LABEL: owner()}, **network)
+            container.tmpfs = self._tmpfs
             if self._command:
                 container.with_command(self._command)
             try:
@@ -278,13 +275,31 @@ class ContainerSite:
         return self._container.get_wrapped_container()
 
 
-def _why_docker_failed(error: Exception) -> str:
-    reason = str(error)
-    if "Permission denied" in reason:
-        return "Docker is there but this user may not use it: join the group 'docker', or run the tests as root"
-    if "timed out" in reason.lower():
-        return "Docker's daemon is there but does not answer: see to it, or start it anew"
-    return f"Docker is not running ({reason.strip().splitlines()[-1][:160]}): as root, run {SETUP}"
+def check_docker() -> None:
+    """Raise `Unavailable`, with what to do, unless the Docker daemon answers.
+
+    Asked at its socket, since the library would leave a connection open when there is no answer.
+    """
+    host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    if not host.startswith("unix://"):
+        raise Unavailable(
+            f"DOCKER_HOST={host} is not a socket of this machine, so 127.0.0.1 would not reach its servers"
+        )
+    path = host.removeprefix("unix://")
+    try:
+        with socket.socket(socket.AF_UNIX) as daemon:
+            daemon.settimeout(PING_TIMEOUT)
+            daemon.connect(path)
+            daemon.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
+            answer = daemon.recv(64)
+    except PermissionError:
+        raise Unavailable(f"Docker is there but you may not use {path}: join the group 'docker', or be root") from None
+    except TimeoutError:
+        raise Unavailable(f"Docker's daemon at {path} takes connections but does not answer: see to it") from None
+    except OSError as error:
+        raise Unavailable(f"Docker is not running ({path}: {error.strerror}): as root, run {SETUP}") from None
+    if b" 200 " not in answer:
+        raise Unavailable(f"what listens at {path} does not answer like Docker: {answer[:40]!r}")
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
