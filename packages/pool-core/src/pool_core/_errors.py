@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from ._statistics import State
 
+Phase = Literal["queue", "connect", "validate"]
+
 __all__ = [
     "BrokenConnection",
     "ConnectError",
@@ -25,7 +27,7 @@ class PoolError(Exception):
     """The root of all errors that the pool itself raises."""
 
 
-class PoolTimeout(PoolError, TimeoutError):  # noqa: N818 - the design's name; "Timeout" says it
+class PoolTimeout(PoolError, TimeoutError):
     """No connection came within the time given. ``__cause__`` is the last connect error since the last success.
 
     Attributes:
@@ -34,9 +36,7 @@ class PoolTimeout(PoolError, TimeoutError):  # noqa: N818 - the design's name; "
         state: the pool's numbers at that moment.
     """
 
-    def __init__(
-        self, message: str, *, phase: Literal["queue", "connect", "validate"], waited: float, state: State
-    ) -> None:
+    def __init__(self, message: str, *, phase: Phase, waited: float, state: State) -> None:
         super().__init__(message)
         self.phase = phase
         self.waited = waited
@@ -50,11 +50,11 @@ class PoolDeadlock(PoolTimeout):
     """
 
 
-class PoolClosed(PoolError):  # noqa: N818
+class PoolClosed(PoolError):
     """The pool is not open: never opened, closing or closed."""
 
 
-class PoolOverloaded(PoolError):  # noqa: N818
+class PoolOverloaded(PoolError):
     """More gets are waiting than ``max_waiting`` allows."""
 
 
@@ -62,11 +62,11 @@ class ConnectError(PoolError):
     """Connecting failed in a way that waiting will not heal. ``__cause__`` is the driver's own error."""
 
 
-class WrongEventLoop(PoolError):  # noqa: N818
+class WrongEventLoop(PoolError):
     """The pool belongs to another event loop."""
 
 
-class ForkedPool(PoolError):  # noqa: N818
+class ForkedPool(PoolError):
     """The pool was opened before a fork: its sockets belong to the parent process."""
 
 
@@ -76,9 +76,9 @@ class _Refused(PoolError):
         self.connection = connection
 
 
-class BrokenConnection(_Refused):  # noqa: N818
+class BrokenConnection(_Refused):
     """``add`` was given a broken connection; ``connection`` gives it back."""
 
 
-class PoolFull(_Refused):  # noqa: N818
+class PoolFull(_Refused):
     """``add`` found no room; ``connection`` gives the connection back."""

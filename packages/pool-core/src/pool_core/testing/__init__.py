@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pool_core.testing._clock import LeftoverError, StuckError, VirtualTimeLoop, run, settle
+from pool_core.testing._conformance import Lab, ManagerConformance, Probe
 from pool_core.testing._fakes import (
     NEVER,
     OK,
@@ -40,8 +41,11 @@ __all__ = [
     "Gate",
     "Injection",
     "Injector",
+    "Lab",
     "LeftoverError",
+    "ManagerConformance",
     "Outcome",
+    "Probe",
     "Scenario",
     "ScriptedCustomizer",
     "ScriptedManager",

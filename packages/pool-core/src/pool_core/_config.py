@@ -1,0 +1,248 @@
+"""The pool's options: names, defaults and limits, in one place."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ._events import Event
+
+__all__ = ["PoolConfig", "PoolOptions", "QueueStrategy"]
+
+C = TypeVar("C")
+
+
+class QueueStrategy(str, Enum):
+    """Which idle connection is lent first."""
+
+    LIFO = "lifo"
+    """The one used last: few connections stay hot, the others can be reaped (r2d2, asyncpg)."""
+    FIFO = "fifo"
+    """The one unused longest: the load is spread (bb8's default)."""
+
+
+class PoolOptions(TypedDict, Generic[C], total=False):
+    """The keyword options of ``Pool`` and ``Pool.from_url``; ``PoolConfig`` has their meaning and defaults."""
+
+    max_size: int
+    min_idle: int
+    test_on_check_out: bool
+    alive_bypass: float
+    max_lifetime: float | None
+    lifetime_jitter: float
+    idle_timeout: float | None
+    max_uses: int | None
+    connection_timeout: float | None
+    create_timeout: float | None
+    validation_timeout: float | None
+    reset_timeout: float | None
+    close_timeout: float | None
+    max_waiting: int | None
+    max_connecting: int
+    retry_connection: bool
+    queue_strategy: QueueStrategy
+    reaper_rate: float
+    discard_on_exception: bool
+    detect_deadlock: bool
+    guard: bool
+    leak_threshold: float | None
+    name: str
+    customizer: Any
+    error_sink: Callable[[BaseException], object] | None
+    listeners: Sequence[Callable[[Event], object]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConfig:
+    """Every option of a pool, checked. Times are in seconds; None means never, or no limit.
+
+    Raises:
+        ValueError: a value outside what is allowed; the text names the option, the value and what is allowed.
+        TypeError: a value of the wrong type.
+
+    Attributes:
+        max_size: No connection is opened at or above it. At least 1.
+        min_idle: Kept idle, as far as ``max_size`` allows. ``idle_timeout`` respects it, ``max_lifetime`` does not.
+        test_on_check_out: Call ``is_valid`` before lending.
+        alive_bypass: Skip that test for a connection used or tested within this time (HikariCP's
+            ``aliveBypassWindow``). 0 tests every time.
+        max_lifetime: Retire a connection at this age; one that is lent goes on its return.
+        lifetime_jitter: Each connection lives up to this fraction shorter, so that they do not all expire together.
+        idle_timeout: Close a connection unused for this long; looked at every ``reaper_rate``.
+        max_uses: Retire a connection after so many checkouts.
+        connection_timeout: The whole of a ``get``, and of ``open``: queueing, connecting, testing, retries.
+        create_timeout: One connect with its ``on_acquire``.
+        validation_timeout: One ``is_valid``.
+        reset_timeout: One ``reset``.
+        close_timeout: One ``close`` with its ``on_release``.
+        max_waiting: With more gets waiting than this, a further one raises PoolOverloaded at once. Gets that have a
+            connect or a test of their own under way are not counted.
+        max_connecting: Connects under way at once.
+        retry_connection: True: failed connects are repeated, with one back-off for the pool, while gets wait. False:
+            a failed connect fails the get at the head of the queue at once.
+        queue_strategy: Which idle connection is lent first.
+        reaper_rate: How often idle connections and leaks are looked at.
+        discard_on_exception: A with-block that raised costs its connection (diesel's rule).
+        detect_deadlock: Raise PoolDeadlock where every holder waits for another connection.
+        guard: Lend a proxy that refuses use after release (for tests and staging: some 600 ns an attribute).
+        leak_threshold: Report a lease held longer than this, with the stack that took it.
+        name: Shown in errors, logs, task names and metrics.
+        customizer: An object with ``async on_acquire(conn)`` and/or ``async on_release(conn)``.
+        error_sink: Called with each error that reaches no caller. None: they go to the logger ``pool_core``.
+        listeners: Called with each event.
+    """
+
+    max_size: int = 10
+    min_idle: int = 0
+    test_on_check_out: bool = True
+    alive_bypass: float = 0.5
+    max_lifetime: float | None = 1800.0
+    lifetime_jitter: float = 0.1
+    idle_timeout: float | None = 600.0
+    max_uses: int | None = None
+    connection_timeout: float | None = 30.0
+    create_timeout: float | None = 10.0
+    validation_timeout: float | None = 5.0
+    reset_timeout: float | None = 5.0
+    close_timeout: float | None = 5.0
+    max_waiting: int | None = None
+    max_connecting: int = 3
+    retry_connection: bool = True
+    queue_strategy: QueueStrategy = QueueStrategy.LIFO
+    reaper_rate: float = 30.0
+    discard_on_exception: bool = False
+    detect_deadlock: bool = True
+    guard: bool = False
+    leak_threshold: float | None = None
+    name: str = "pool"
+    customizer: Any = None
+    error_sink: Callable[[BaseException], object] | None = None
+    listeners: Sequence[Callable[[Event], object]] = ()
+
+    def __post_init__(self) -> None:
+        for option, least, optional in _COUNTS:
+            _check_count(option, getattr(self, option), least, optional=optional)
+        for option, zero, optional in _TIMES:
+            _check_time(option, getattr(self, option), zero=zero, optional=optional)
+        for option in _FLAGS:
+            if not isinstance(value := getattr(self, option), bool):
+                msg = f"{option}={value!r}: must be True or False"
+                raise TypeError(msg)
+        _check_number("lifetime_jitter", self.lifetime_jitter)
+        if not 0 <= self.lifetime_jitter < 1:
+            msg = f"lifetime_jitter={self.lifetime_jitter!r}: must be at least 0 and below 1"
+            raise ValueError(msg)
+        if self.min_idle > self.max_size:
+            msg = f"min_idle={self.min_idle!r}: must not be greater than max_size={self.max_size!r}"
+            raise ValueError(msg)
+        if not isinstance(self.queue_strategy, QueueStrategy):
+            msg = f"queue_strategy={self.queue_strategy!r}: must be QueueStrategy.LIFO or QueueStrategy.FIFO"
+            raise TypeError(msg)
+        if not isinstance(self.name, str):
+            msg = f"name={self.name!r}: must be a str"
+            raise TypeError(msg)
+        if self.error_sink is not None and not callable(self.error_sink):
+            msg = f"error_sink={self.error_sink!r}: must be callable with one exception, or None"
+            raise TypeError(msg)
+        object.__setattr__(self, "listeners", _callables(self.listeners))
+        _check_customizer(self.customizer)
+
+    def resized(self, *, max_size: int | None, min_idle: int | None) -> PoolConfig:
+        """Return a copy with another size; a pair that does not fit raises ValueError."""
+        return replace(
+            self,
+            max_size=self.max_size if max_size is None else max_size,
+            min_idle=self.min_idle if min_idle is None else min_idle,
+        )
+
+
+# option, least value, may be None
+_COUNTS = (
+    ("max_size", 1, False),
+    ("min_idle", 0, False),
+    ("max_uses", 1, True),
+    ("max_waiting", 0, True),
+    ("max_connecting", 1, False),
+)
+# option, may be 0, may be None
+_TIMES = (
+    ("alive_bypass", True, False),
+    ("max_lifetime", False, True),
+    ("idle_timeout", False, True),
+    ("connection_timeout", False, True),
+    ("create_timeout", False, True),
+    ("validation_timeout", False, True),
+    ("reset_timeout", False, True),
+    ("close_timeout", False, True),
+    ("reaper_rate", False, False),
+    ("leak_threshold", False, True),
+)
+_FLAGS = ("test_on_check_out", "retry_connection", "discard_on_exception", "detect_deadlock", "guard")
+
+
+def option_names() -> tuple[str, ...]:
+    """Every option's name, in the order of their definition."""
+    return tuple(field.name for field in fields(PoolConfig))
+
+
+def check_timeout(name: str, value: float) -> None:
+    """Refuse a time-out of one call that is no number, negative or NaN."""
+    _check_number(name, value)
+    if not value >= 0:  # NaN too
+        msg = f"{name}={value!r}: must be a number of seconds, 0 or more"
+        raise ValueError(msg)
+
+
+def _check_number(option: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        msg = f"{option}={value!r}: must be a number, not {type(value).__name__}"
+        raise TypeError(msg)
+
+
+def _check_count(option: str, value: object, least: int, *, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{option}={value!r}: must be an int, not {type(value).__name__}"
+        raise TypeError(msg)
+    if value < least:
+        msg = f"{option}={value!r}: must be at least {least}{', or None' if optional else ''}"
+        raise ValueError(msg)
+
+
+def _check_time(option: str, value: float | None, *, zero: bool, optional: bool) -> None:
+    if value is None and optional:
+        return
+    _check_number(option, value)
+    assert value is not None
+    # Infinity is spelled None, except where a time may not be None: there it would make a timer that never fires.
+    if not (value >= 0 if zero else value > 0) or (value == math.inf):
+        least = "0 or more" if zero else "greater than 0"
+        msg = f"{option}={value!r}: must be a finite number of seconds, {least}{', or None' if optional else ''}"
+        raise ValueError(msg)
+
+
+def _callables(listeners: object) -> tuple[Callable[[Event], object], ...]:
+    if callable(listeners) or not hasattr(listeners, "__iter__"):
+        msg = f"listeners={listeners!r}: must be a list of callables"
+        raise TypeError(msg)
+    made = tuple(listeners)
+    for listener in made:
+        if not callable(listener):
+            msg = f"listeners: {listener!r} is not callable"
+            raise TypeError(msg)
+    return made
+
+
+def _check_customizer(customizer: object) -> None:
+    if customizer is None:
+        return
+    hooks = [getattr(customizer, hook, None) for hook in ("on_acquire", "on_release")]
+    if not any(callable(hook) for hook in hooks):
+        msg = f"customizer={customizer!r}: must have a method on_acquire(conn), on_release(conn), or both"
+        raise TypeError(msg)

@@ -1,0 +1,306 @@
+"""What ``get`` returns: the warm path, and everything a borrower can do with a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import warnings
+from asyncio import current_task
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from ._errors import PoolError
+from ._events import CloseReason
+from ._state import Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Hashable
+    from types import TracebackType
+
+    from ._pool import Pool
+    from ._tasks import PoolTasks
+
+C = TypeVar("C")
+
+# What stands in a lease that holds no connection: not acquired yet, or released. They are slots with a mark, so that
+# the warm path's look at the mark finds them too.
+_NEW: Slot[Any] = Slot(None, 0, 0.0, 0.0)
+_OVER: Slot[Any] = Slot(None, 0, 0.0, 0.0)
+_NEW.mark = _OVER.mark = CloseReason.DETACHED
+
+
+class PooledConnection(Generic[C]):
+    """A connection on loan (bb8's name for it). Made by ``pool.get()``; used in one of two forms::
+
+        async with pool.get() as conn: ...
+
+        lease = await pool.get()
+        try:
+            lease.conn ...
+        finally:
+            lease.release()
+
+    A lease that is garbage-collected unreleased costs its connection and warns with a ResourceWarning.
+    """
+
+    __slots__ = ("__weakref__", "_pool", "_slot", "_timeout")
+
+    def __init__(self, pool: Pool[C], timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._slot: Slot[C] = _NEW
+
+    @classmethod
+    def _of(cls, pool: Pool[C], slot: Slot[C]) -> PooledConnection[C]:
+        """A lease of a connection that was acquired already."""
+        lease = cls(pool, None)
+        lease._slot = slot
+        return lease
+
+    # The warm path: these two, and nothing else. While `state.slow` is false they may lend and take back by
+    # themselves what PoolState would lend and take back; a property test holds the two ways equal.
+
+    async def __aenter__(self) -> C:
+        pool = self._pool
+        state = pool._state
+        if (
+            state.slow
+            or self._slot is not _NEW
+            or len(state.fresh) <= state.floor
+            # In this thread, and with a task of this loop running: so this is the pool's loop, and this its task.
+            or get_ident() != pool._thread
+            or (task := current_task(pool._loop)) is None
+        ):
+            return await self._enter()
+        slot = state.pop()
+        conn = slot.conn
+        try:
+            broken = pool._has_broken(conn)
+        except Exception:  # noqa: BLE001 - raising means broken; the slow path asks again, counts and reports it
+            broken = True
+        if broken:
+            self._slot = await pool._tasks.acquire(self._timeout, loose=False, found_broken=slot)
+            return self._slot.conn
+        slot.holder = task
+        slot.stamp = state.tick
+        slot.uses += 1
+        self._slot = slot
+        return conn
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        slot = self._slot
+        pool = self._pool
+        state = pool._state
+        if kind is not None or state.slow or slot.mark is not None:
+            self._end(raised=kind is not None, discard=kind is not None and pool._tasks.config.discard_on_exception)
+            return
+        try:
+            broken = pool._has_broken(slot.conn)
+        except Exception:  # noqa: BLE001 - raising means broken; the slow path asks again, counts and reports it
+            broken = True
+        if broken:
+            self._end(raised=False)
+            return
+        self._slot = _OVER
+        if pool._reset is None or pool._tasks.wipe(slot):
+            slot.holder = None
+            slot.stamp = state.tick
+            state.fresh.append(slot)
+
+    async def _enter(self) -> C:
+        """Enter by the slow path: a get, or a lease that was acquired by ``await`` already."""
+        slot = self._slot
+        if slot is _NEW:
+            slot = self._slot = await self._pool._tasks.acquire(self._timeout, loose=False)
+        else:
+            self._pool._tasks.check_loop()
+            slot = self._held()
+        if self._pool._tasks.config.guard:
+            return cast("C", Guard(self, slot.conn))
+        return slot.conn
+
+    def __await__(self) -> Generator[Any, Any, PooledConnection[C]]:
+        return self._acquire().__await__()
+
+    async def _acquire(self) -> PooledConnection[C]:
+        if self._slot is not _NEW:
+            msg = "this lease was acquired already: call pool.get() again for another connection"
+            raise PoolError(msg)
+        self._slot = await self._pool._tasks.acquire(self._timeout, loose=True)
+        return self
+
+    @property
+    def conn(self) -> C:
+        """The driver's own connection. Raises PoolError before it is acquired and after its release."""
+        slot = self._held()
+        if self._pool._tasks.config.guard:
+            return cast("C", Guard(self, slot.conn))
+        return slot.conn
+
+    @property
+    def extensions(self) -> dict[Hashable, Any]:
+        """Data of yours that belongs to this connection and survives check-in (r2d2's extensions)."""
+        slot = self._held()
+        if slot.extensions is None:
+            slot.extensions = {}
+        return slot.extensions
+
+    def release(self) -> None:
+        """Give the connection back. Synchronous bookkeeping; a second release does nothing.
+
+        Called while an exception is being handled, it makes the connection suspect: it is tested before its next use
+        (diesel asks ``panicking()``).
+        """
+        self._end(raised=sys.exception() is not None)
+
+    def discard(self) -> None:
+        """Give the connection back to be closed. After a release it does nothing."""
+        self._end(raised=False, discard=True)
+
+    def detach(self) -> C:
+        """Take the connection out of the pool for good: the caller closes it; ``on_release`` does not run."""
+        self._pool._tasks.check_loop()
+        slot = self._held()
+        self._slot = _OVER
+        self._pool._tasks.detach(slot)
+        return slot.conn
+
+    def _held(self) -> Slot[C]:
+        slot = self._slot
+        if slot is _NEW:
+            msg = "this lease holds no connection yet: use 'async with pool.get() as conn' or 'await pool.get()'"
+            raise PoolError(msg)
+        if slot is _OVER:
+            msg = "this lease was released already: call pool.get() for another connection"
+            raise PoolError(msg)
+        return slot
+
+    def _end(self, *, raised: bool, discard: bool = False) -> None:
+        """Every way of giving back but the warm one."""
+        slot = self._slot
+        if slot is _NEW or slot is _OVER:
+            return
+        tasks = self._pool._tasks
+        if not tasks.loop.is_closed():
+            tasks.check_loop()  # before anything of the connection is touched; the lease stays held
+        else:
+            tasks.check_fork()
+        self._slot = _OVER
+        tasks.give_back(slot, raised=raised, discard=discard)
+
+    def __del__(self) -> None:
+        # May run in any thread, and at the end of the interpreter.
+        slot = self._slot
+        if slot is not _OVER and slot is not _NEW:
+            self._reclaim(slot)
+
+    def _reclaim(self, slot: Slot[C]) -> None:
+        tasks = self._pool._tasks
+        if tasks.forked or slot not in tasks.state.slots:
+            return
+        where = f", taken at:\n{slot.stack}" if slot.stack else " (set leak_threshold to see where it was taken)"
+        warnings.warn(
+            f"{tasks.label}: a lease of connection #{slot.id} was dropped without release{where}",
+            ResourceWarning,
+            stacklevel=3,
+            source=self,
+        )
+        if not tasks.loop.is_closed():
+            tasks.loop.call_soon_threadsafe(tasks.reclaim, slot)
+
+    def __repr__(self) -> str:
+        slot = self._slot
+        how = "not acquired" if slot is _NEW else "released" if slot is _OVER else f"connection #{slot.id}"
+        return f"<PooledConnection of {self._pool._tasks.label}: {how}>"
+
+    if not TYPE_CHECKING:  # type checkers find the mistake by themselves
+
+        def __getattr__(self, name: str) -> Any:
+            msg = (
+                f"this is a lease, not a connection: it has no {name!r}; use lease.conn.{name}, "
+                "or 'async with pool.get() as conn'"
+            )
+            raise AttributeError(msg, name=name, obj=self)
+
+
+class Guard:
+    """Stands for the connection under ``guard=True`` and refuses use after release. ``isinstance`` still holds."""
+
+    __slots__ = ("_conn", "_lease", "_slot")
+
+    def __init__(self, lease: PooledConnection[Any], conn: Any) -> None:
+        object.__setattr__(self, "_lease", lease)
+        object.__setattr__(self, "_conn", conn)
+        object.__setattr__(self, "_slot", lease._slot)
+
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(_guarded(self), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(_guarded(self), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(_guarded(self), name)
+
+    def __repr__(self) -> str:
+        return f"<guarded {type(object.__getattribute__(self, '_conn')).__name__}>"
+
+
+def _guarded(guard: Guard) -> Any:
+    lease = object.__getattribute__(guard, "_lease")
+    if lease._slot is not object.__getattribute__(guard, "_slot"):
+        msg = "this connection was released: use it only inside its 'async with', or before lease.release()"
+        raise PoolError(msg)
+    return object.__getattribute__(guard, "_conn")
+
+
+def _forward(name: str) -> Any:
+    def method(self: Guard, *args: Any, **kwargs: Any) -> Any:
+        return getattr(_guarded(self), name)(*args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
+# Python looks special methods up on the type: those that connections of known drivers have.
+for _name in (
+    "__aenter__",
+    "__aexit__",
+    "__aiter__",
+    "__anext__",
+    "__await__",
+    "__bool__",
+    "__call__",
+    "__contains__",
+    "__delitem__",
+    "__enter__",
+    "__eq__",
+    "__exit__",
+    "__getitem__",
+    "__hash__",
+    "__iter__",
+    "__len__",
+    "__setitem__",
+):
+    setattr(Guard, _name, _forward(_name))
+
+
+class DedicatedConnection(Generic[C]):
+    """A connection beside the pool: customized, but neither counted nor pooled. Await it, or use ``async with``."""
+
+    __slots__ = ("_conn", "_tasks")
+
+    def __init__(self, tasks: PoolTasks[C]) -> None:
+        self._tasks = tasks
+
+    def __await__(self) -> Generator[Any, Any, C]:
+        return self._tasks.connect_dedicated().__await__()
+
+    async def __aenter__(self) -> C:
+        self._conn = await self._tasks.connect_dedicated()
+        return self._conn
+
+    async def __aexit__(self, *_: object) -> None:
+        self._tasks.close_dedicated(self._conn)

@@ -1,0 +1,289 @@
+"""The pool that users hold: its public API."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import warnings
+import weakref
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from ._config import PoolConfig, PoolOptions, check_timeout
+from ._errors import BrokenConnection, PoolFull
+from ._lease import DedicatedConnection, PooledConnection
+from ._tasks import PoolTasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    from ._manager import ConnectionManager
+    from ._statistics import Holder, State
+
+__all__ = ["Pool"]
+
+C = TypeVar("C")
+
+_REQUIRED = ("connect", "is_valid", "has_broken", "close")
+_OPTIONAL = ("reset", "terminate", "is_transient")
+_SYNCHRONOUS = ("has_broken", "terminate", "is_transient")
+
+_open_pools: weakref.WeakSet[PoolTasks[Any]] = weakref.WeakSet()
+
+
+class Pool(Generic[C]):
+    """A pool of the connections that a manager makes. It belongs to one event loop and one process.
+
+    Making it validates the options and does no I/O; it needs no running loop. ``async with pool:`` opens and closes
+    it. A closed pool may be opened again, also on another loop.
+
+    Args:
+        manager: How to connect, test, judge and close: see ``ConnectionManager``.
+        options: See ``PoolConfig`` for each one, its default and its unit.
+
+    Raises:
+        ValueError, TypeError: an option or the manager is not what it must be; the text says what is allowed.
+    """
+
+    __slots__ = ("__weakref__", "_has_broken", "_loop", "_reset", "_state", "_tasks", "_thread")
+
+    def __init__(self, manager: ConnectionManager[C], /, **options: Unpack[PoolOptions[C]]) -> None:
+        config = PoolConfig(**options)
+        _check_manager(manager)
+        self._tasks = PoolTasks(manager, config)
+        # What the warm path needs stands one step away.
+        self._state = self._tasks.state
+        self._has_broken = self._tasks.has_broken
+        self._reset = self._tasks.reset
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+
+    @classmethod
+    def from_url(cls, url: str, /, **options: Unpack[PoolOptions[Any]]) -> Pool[Any]:
+        """Make a pool for a URL, by the installed adapter that claims its scheme.
+
+        Options may stand in the URL's query as ``pool_max_size=20``; those given as arguments win. Everything else of
+        the URL reaches the driver byte for byte.
+
+        Raises:
+            ValueError: no adapter claims the scheme, or two do; an option's value is not allowed.
+            TypeError: an unknown ``pool_*`` key.
+        """
+        from ._registry import manager_and_options  # its imports cost more than the pool's own
+
+        manager, found = manager_and_options(url)
+        merged = cast("PoolOptions[Any]", {**found, **options})
+        return cls(manager, **merged)
+
+    # -- life cycle
+
+    async def open(self, *, wait: bool = True) -> None:
+        """Open the pool. On an open pool it does nothing.
+
+        Args:
+            wait: True: return when ``min_idle`` connections are up, as bb8's ``build``. False: return at once and
+                connect in the background, as ``build_unchecked``.
+
+        Raises:
+            Exception: the driver's own, unchanged, if connecting fails: at once if it is not transient, else the last
+                one when ``connection_timeout`` is over. A failed open leaves nothing behind and may be repeated.
+            PoolTimeout: connects hung until ``connection_timeout``.
+            PoolClosed: the pool is closing, or was closed meanwhile.
+            WrongEventLoop: it is open on another loop that is not closed.
+        """
+        tasks = self._tasks
+        loop = asyncio.get_running_loop()
+        if tasks.life in ("new", "closed") or tasks.loop.is_closed():
+            self._loop = loop
+            self._thread = get_ident()
+        _open_pools.add(tasks)
+        await tasks.open(wait=wait)
+
+    async def close(self, timeout: float = 10.0) -> None:
+        """Close the pool, within ``timeout`` (s) and at most a second more, whatever happens.
+
+        Waiting gets fail at once with PoolClosed, idle connections are closed, lent ones and resets are waited for
+        and, when the time is over, terminated. Cancelled, it terminates what is left and re-raises. Before ``open``
+        and on a closed pool it does nothing.
+
+        Raises:
+            ValueError: ``timeout`` is None, negative or NaN.
+            WrongEventLoop: the pool is open on another loop that is not closed.
+        """
+        self._tasks.check_fork()
+        if timeout is None:
+            msg = "timeout=None: closing always ends; give a number of seconds, 0 or more"
+            raise ValueError(msg)
+        check_timeout("timeout", timeout)
+        await self._tasks.close(timeout)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # -- connections
+
+    def get(self, timeout: float | None = None) -> PooledConnection[C]:
+        """Get a connection: ``async with pool.get() as conn``, or ``lease = await pool.get()``.
+
+        Gets are served in the order in which they came. A cancelled one loses nothing.
+
+        Args:
+            timeout: Seconds for all of it: queueing, connecting, testing, retries. None: ``connection_timeout``.
+                ``math.inf``: no limit. 0: an idle connection that needs no test, or PoolTimeout at once.
+
+        Raises:
+            PoolTimeout: none came in time; it says in which phase, what the pool looked like, and the connect error.
+            ConnectError: connecting fails in a way that waiting will not heal, and no connection is open at all; or
+                any connect failed under ``retry_connection=False``.
+            PoolOverloaded: ``max_waiting`` gets are waiting already.
+            PoolDeadlock: every connection is held by a task that waits for another one.
+            PoolClosed: the pool is not open, or closes meanwhile.
+            WrongEventLoop, ForkedPool: the pool belongs to another loop or process.
+            ValueError: a negative time-out, or NaN.
+        """
+        if timeout is not None:
+            check_timeout("timeout", timeout)
+        return PooledConnection(self, timeout)
+
+    async def try_get(self) -> PooledConnection[C] | None:
+        """Get an idle connection, tested if it must be, or None: never waits for a return and never connects."""
+        slot = await self._tasks.try_acquire()
+        return None if slot is None else PooledConnection._of(self, slot)
+
+    def dedicated_connection(self) -> DedicatedConnection[C]:
+        """Open a connection beside the pool: ``async with`` closes it, ``await`` leaves it to you.
+
+        It is customized, and neither counted nor pooled. Raises the driver's own error unchanged, PoolTimeout when
+        ``create_timeout`` is over, PoolClosed if the pool is not open.
+        """
+        return DedicatedConnection(self._tasks)
+
+    def add(self, conn: C) -> None:
+        """Put a connection that was opened elsewhere into the pool. ``on_acquire`` does not run for it.
+
+        Raises:
+            BrokenConnection: has_broken is true. It carries the connection back, as does
+            PoolFull: the pool is at max_size.
+            PoolClosed: the pool is not open.
+        """
+        tasks = self._tasks
+        tasks.check_open()
+        if tasks.is_broken(conn):
+            msg = f"{tasks.label}: the connection to add is broken (has_broken is true): it is yours to close"
+            raise BrokenConnection(msg, conn)
+        if not tasks.add(conn):
+            msg = f"{tasks.label} is full (max_size={tasks.config.max_size}): the connection to add is yours to close"
+            raise PoolFull(msg, conn)
+
+    def resize(self, *, max_size: int | None = None, min_idle: int | None = None) -> None:
+        """Change the size. Shrinking closes surplus idle connections now, and lent ones on their return.
+
+        Raises:
+            ValueError, TypeError: the pair is not allowed; then nothing has changed.
+        """
+        self._tasks.check_loop()
+        self._tasks.resize(self._tasks.config.resized(max_size=max_size, min_idle=min_idle))
+
+    def evict(self, predicate: Callable[[C], bool] | None = None) -> int:
+        """Retire connections softly: idle ones now, lent ones on their return; then ``min_idle`` is brought up again.
+
+        For a failover or a rotation of credentials (HikariCP #1081). Without a predicate everything goes whose
+        connect began before now. With one, each open connection is judged now.
+
+        Returns:
+            How many open connections are retired.
+        """
+        self._tasks.check_open()
+        return self._tasks.evict(predicate)
+
+    # -- looking
+
+    @property
+    def config(self) -> PoolConfig:
+        """The options in force; ``resize`` replaces it."""
+        self._tasks.check_fork()
+        return self._tasks.config
+
+    def state(self) -> State:
+        """The pool's numbers now."""
+        self._tasks.check_fork()
+        return self._state.snapshot()
+
+    def holders(self) -> list[Holder]:
+        """Who holds what, and how long; the longest first."""
+        self._tasks.check_fork()
+        return sorted(self._tasks.holders(), key=lambda holder: -holder.held)
+
+    def __repr__(self) -> str:
+        tasks = self._tasks
+        life = "forked" if tasks.forked else tasks.life
+        return f"<Pool {tasks.config.name!r} {life}: {tasks.numbers()}>"
+
+    def __del__(self) -> None:
+        tasks: PoolTasks[C] | None = getattr(self, "_tasks", None)
+        if tasks is None or tasks.forked or tasks.life in ("new", "closed"):
+            return
+        if tasks.life != "closing":
+            warnings.warn(
+                f"{tasks.label} was dropped while open: use 'async with pool:', or 'await pool.close()'",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+        if tasks.loop.is_closed() or tasks.thread == get_ident():
+            tasks.bury()
+        else:
+            tasks.loop.call_soon_threadsafe(tasks.bury)
+
+
+def _after_fork_in_child() -> None:
+    for tasks in list(_open_pools):
+        tasks.mark_forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _check_manager(manager: object) -> None:
+    """Refuse what is no manager, and warn of an optional verb that is nearly spelt right."""
+    who = type(manager).__name__
+    if isinstance(manager, type):
+        msg = f"manager: {manager.__name__} is a class: give an instance, Pool({manager.__name__}(...))"
+        raise TypeError(msg)
+    missing = [verb for verb in _REQUIRED if not callable(getattr(manager, verb, None))]
+    if missing:
+        near = [f"; did you mean {verb} by {found!r}?" for verb in missing if (found := _near(manager, verb))]
+        msg = f"manager: {who} has no method {', '.join(missing)}: a manager needs {', '.join(_REQUIRED)}"
+        raise TypeError(msg + "".join(near))
+    for verb in _SYNCHRONOUS:
+        if inspect.iscoroutinefunction(getattr(manager, verb, None)):
+            msg = f"manager: {who}.{verb} is a coroutine function: it must be an ordinary method that returns at once"
+            raise TypeError(msg)
+    for verb in _OPTIONAL:
+        if not callable(getattr(manager, verb, None)) and (found := _near(manager, verb)):
+            warnings.warn(
+                f"manager: {who} has {found!r}, but no {verb!r}: the pool looks for {', '.join(_OPTIONAL)}",
+                stacklevel=3,
+            )
+
+
+def _near(manager: object, verb: str) -> str | None:
+    """A public method of the manager whose name is nearly that of the verb."""
+    known = {*_REQUIRED, *_OPTIONAL}
+    names = [name for name in dir(manager) if not name.startswith("_") and name not in known]
+    names = [name for name in names if abs(len(name) - len(verb)) <= 2]
+    if not names:
+        return None
+    import difflib  # rarely needed
+
+    return next(iter(difflib.get_close_matches(verb, names, 1, 0.8)), None)

@@ -1,0 +1,935 @@
+"""Every decision of the pool: who gets which connection, and what is opened, tested, wiped and closed.
+
+No I/O, no clock, no randomness, no event loop: time, lifetimes and jitter come in as arguments, and what has to be
+done goes out through ``orders``, which the shell carries out. Waiters are opaque: ``offer`` hands one a connection and
+answers False if it is gone already. So the whole policy runs, and is checked, without a loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from math import inf
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ._events import CloseReason
+from ._statistics import State, Statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from ._config import PoolConfig
+    from ._errors import Phase
+
+C = TypeVar("C")
+
+SLOW_FLOOR = 0.1
+"""A test or reset younger than this many seconds always counts as supply."""
+SLOW_FACTOR = 3.0
+"""So does one that has taken less than this many times the last good one of its kind."""
+BACKOFF_FIRST = 0.2
+BACKOFF_MOST = 2.0
+PROBE_PATIENCE = 2.0
+"""While backing off one connect at a time probes; an older one no longer counts as that one."""
+SWEEP_LEAST = 32
+"""Dead waiters are swept when they outnumber the living, but not for fewer than this."""
+
+
+class Order(Enum):
+    """What the state asks of the shell."""
+
+    CONNECT = "connect"
+    TEST = "test"
+    CLOSE = "close"
+    TERMINATE = "terminate"
+
+
+class Slot(Generic[C]):
+    """One connection's place in the pool, from its birth until it is gone."""
+
+    __slots__ = (
+        "born",
+        "conn",
+        "expires_at",
+        "extensions",
+        "holder",
+        "id",
+        "late",
+        "loose",
+        "mark",
+        "raised",
+        "reported",
+        "since",
+        "stack",
+        "stamp",
+        "suspect",
+        "terminated",
+        "tested_for",
+        "uses",
+    )
+
+    def __init__(self, conn: C, ident: int, now: float, expires_at: float) -> None:
+        self.conn = conn
+        self.id = ident
+        self.born = now
+        self.expires_at = expires_at
+        self.stamp = now  # idle: last used or tested; lent: since when
+        self.uses = 0
+        self.holder: Any = None  # the task that has it, while it is lent
+        self.loose = False  # lent by ``await``: anybody may release it
+        self.mark: CloseReason | None = None  # it goes on its return; once closed: why
+        self.suspect = False  # to be tested before its next use
+        self.raised = False  # suspect because of its borrower, not of its age
+        self.since = now  # start of the test or reset under way
+        self.late = False  # that test or reset is slower than usual
+        self.tested_for: Waiter[C] | None = None  # whom the test under way is for
+        self.extensions: dict[Hashable, Any] | None = None
+        self.stack: str | None = None
+        self.reported = False
+        self.terminated = False
+
+
+class Approval(Generic[C]):
+    """The right to open one connection: redeemed exactly once, by ``put`` or ``connect_failed`` (bb8's best idea)."""
+
+    __slots__ = ("generation", "orphan", "since", "waiter")
+
+    def __init__(self, waiter: Waiter[C] | None, now: float, generation: int) -> None:
+        self.waiter = waiter
+        self.orphan = False  # its waiter timed out or was cancelled: it counts for nobody else (pgx #1259)
+        self.since = now
+        self.generation = generation
+
+
+class Waiter(Generic[C]):
+    """A get that waits. The shell's subclass answers; these marks are the state's own."""
+
+    __slots__ = ("approval", "direct", "idle_only", "patient", "queued", "task", "test")
+
+    def __init__(self, task: Any = None, *, idle_only: bool = False, patient: bool = True) -> None:
+        self.task = task
+        self.queued = False
+        self.approval: Approval[C] | None = None
+        self.test: Slot[C] | None = None
+        self.direct = False  # served by its own test
+        self.idle_only = idle_only  # try_get: takes an idle one or nothing
+        self.patient = patient  # it waits with the default time-out
+
+    def offer(self, slot: Slot[C] | None) -> bool:
+        """Take the connection (None: there is none for a try_get), or answer False: already gone, try the next."""
+        raise NotImplementedError
+
+    def fail(self, error: BaseException | None) -> None:
+        """Give up: no connection will come. None: the pool is closing."""
+        raise NotImplementedError
+
+
+class PoolState(Generic[C]):
+    """The pool without its I/O. Every method ends with all that could be decided decided, and ``orders`` filled."""
+
+    def __init__(self, config: PoolConfig, is_broken: Callable[[C], bool], next_id: Callable[[], int]) -> None:
+        self.is_broken = is_broken
+        self._next_id = next_id
+        self.orders: list[tuple[Order, Any]] = []
+        self.is_open = False
+        self.starting = False  # open() waits for min_idle: failed connects are repeated as if a get waited
+        self.observed = False  # listeners, stacks or the guard: every get and return takes the slow path
+
+        # Every open connection is in `slots` and in exactly one of: fresh, stale, validating, resetting, or lent.
+        self.slots: set[Slot[C]] = set()
+        self.fresh: deque[Slot[C]] = deque()  # lendable as they are, by time of their last use
+        self.stale: deque[Slot[C]] = deque()  # idle, to be tested before lending
+        self.validating: dict[Slot[C], None] = {}
+        self.resetting: dict[Slot[C], None] = {}
+        self.closing: set[Slot[C]] = set()
+        self.approvals: dict[Approval[C], None] = {}
+
+        self.waiters: deque[Waiter[C]] = deque()
+        self.live = 0  # waiters that are still queued; the rest of the deque is dead
+        self._tries = 0  # how many of them are a try_get
+        self.waiting = 0  # gets that wait until their task has gone on; a try_get is none
+
+        self.slow = True
+        self.floor = 0
+        self.tick = 0.0
+        self.parked = True
+        self._beaten = 0.0
+        self.next_expiry = inf
+        self.generation = 0
+        self._late_tests = 0
+        self._late_resets = 0
+        self._last_test = 0.0
+        self._last_reset = 0.0
+        self._swept_at = -inf
+        self.failures = 0
+        self.retry_at = -inf
+        self._paused = False  # a connect failed with nobody waiting: min_idle waits for the reaper's next look
+        self.last_error: BaseException | None = None
+
+        self.gets_waited = 0
+        self.gets_timed_out = 0
+        self.gets_cancelled = 0
+        self.gets_failed = 0
+        self.wait_time = 0.0
+        self.created = 0
+        self.added = 0
+        self.closed = dict.fromkeys(CloseReason, 0)
+        self.abandoned = 0
+        self.connects_failed = 0
+        self.hook_errors = 0
+        self._uses_gone = 0
+        self.configure(config)
+
+    def configure(self, config: PoolConfig) -> None:
+        """Take the options over, at first and when they change."""
+        self.config = config
+        self.max_size = config.max_size
+        self.min_idle = config.min_idle
+        self._tests_always = config.test_on_check_out and config.alive_bypass == 0
+        self._bypass = config.alive_bypass if config.test_on_check_out else inf
+        # The one place where the queue strategy matters: from which end of the idle ones to take.
+        fifo = config.queue_strategy.value == "fifo"
+        self.pop = self.fresh.popleft if fifo else self.fresh.pop
+        self._pop_stale = self.stale.popleft if fifo else self.stale.pop
+
+    # -- life cycle
+
+    def open(self, now: float, *, starting: bool) -> None:
+        """Begin: bring min_idle up. With ``starting`` somebody waits for it."""
+        self.is_open = True
+        self.starting = starting
+        self.failures = 0
+        self.retry_at = -inf
+        self._paused = False
+        self._swept_at = -inf
+        self.next_expiry = inf
+        self.last_error = None
+        self.tick = now
+        self.parked = True
+        self._serve(now)
+
+    def started(self) -> None:
+        """Nobody waits for min_idle any more."""
+        self.starting = False
+
+    def close(self, now: float) -> None:
+        """Begin the end: refuse, fail the waiters at once, close what is idle, terminate what is being tested."""
+        self.is_open = self.starting = False
+        self._fail_all(None)
+        for slot in [*self.fresh, *self.stale]:
+            self._close(slot, CloseReason.POOL_CLOSED)
+        self.fresh.clear()
+        self.stale.clear()
+        for slot in list(self.validating):
+            self._end_test(slot)
+            self._close(slot, CloseReason.POOL_CLOSED, terminate=True)
+        self._settle(now)
+
+    def terminate_all(self, now: float) -> None:
+        """End the waiting for lent connections and resets: terminate them."""
+        for slot in list(self.slots):
+            if slot in self.resetting:
+                self._end_reset(slot)
+            self._close(slot, CloseReason.POOL_CLOSED, terminate=True)
+        self._settle(now)
+
+    def bury(self) -> None:
+        """The loop is dead, and the waiters and connects with it: only connections are left, to be terminated."""
+        for waiter in self.waiters:
+            waiter.queued = False
+            self._orphan(waiter)
+        self.waiters.clear()
+        self.live = self._tries = self.waiting = 0
+        self.close(self.tick)
+        for approval in list(self.approvals):
+            self._redeem(approval)
+        self.terminate_all(self.tick)
+
+    # -- getting
+
+    def take(self, now: float) -> Slot[C] | None:
+        """Lend an idle connection that needs no test, unless somebody waits for it already."""
+        if self.live:
+            return None
+        while self.fresh:
+            slot = self.pop()
+            if not self.is_broken(slot.conn):
+                self._top_up(now)
+                self._settle(now)
+                return slot
+            self._dead(slot, CloseReason.BROKEN, now)
+        return None
+
+    def found_broken(self, slot: Slot[C], now: float) -> None:
+        """The warm path found this one, which it has just taken, broken."""
+        self._dead(slot, CloseReason.BROKEN, now)
+        self._serve(now)
+
+    def enqueue(self, waiter: Waiter[C], now: float) -> bool:
+        """Queue a get that found nothing to lend, and start what would help it. False: ``max_waiting`` is reached."""
+        waiter.queued = True
+        self.waiters.append(waiter)
+        self.live += 1
+        self._tries += waiter.idle_only
+        if self.approvals or self.validating:
+            self._pass_on()
+        self._serve(now)
+        if self.config.max_waiting is not None and waiter.queued and waiter.approval is None and waiter.test is None:
+            helped = sum(a.waiter is not None for a in self.approvals)
+            helped += sum(s.tested_for is not None for s in self.validating)
+            if self.live - helped > self.config.max_waiting:
+                self._drop(waiter)
+                self._settle(now)
+                return False
+        return True
+
+    def give_up(self, waiter: Waiter[C], now: float) -> None:
+        """A waiter timed out or was cancelled. Its connect and its test go on, and their fruit goes to the pool."""
+        if waiter.queued:
+            self._drop(waiter)
+        self._orphan(waiter)
+        if self.validating or self.approvals:
+            self._serve(now)
+        else:
+            self._settle(now)
+
+    def refuse(self, waiter: Waiter[C], error: BaseException) -> None:
+        """End one waiter's waiting with an error."""
+        self._drop(waiter)
+        self._orphan(waiter)
+        waiter.fail(error)
+        self._settle(self.tick)
+
+    def put_back(self, slot: Slot[C], now: float) -> None:
+        """Take back a connection that its get, cancelled in the same tick, never used: it goes to the next waiter."""
+        if slot not in self.slots:
+            return  # terminated by close() meanwhile
+        slot.holder = None
+        if (reason := self._retired(slot, now)) is not None:
+            self._close(slot, reason)
+        else:
+            self._stock(slot, now, proven=True)
+        self._serve(now)
+
+    def phase(self, waiter: Waiter[C] | None) -> Phase:
+        """What a get is waiting for: its own test, a connect or a back-off, or its turn."""
+        if waiter is not None and waiter.test is not None:
+            return "validate"
+        return "connect" if self.approvals or self.failures else "queue"
+
+    def deadlock(self) -> Waiter[C] | None:
+        """Find the newest waiter that holds a connection, if every connection is held by a task that waits here."""
+        if not self.might_deadlock():
+            return None
+        holding = {slot.holder for slot in self.slots}
+        if any(slot.loose for slot in self.slots):
+            return None
+        victim = None
+        for waiter in self.waiters:
+            if waiter.queued and waiter.patient and waiter.task in holding:
+                holding.discard(waiter.task)
+                victim = waiter
+        return None if holding else victim
+
+    def might_deadlock(self) -> bool:
+        """Tell cheaply whether nothing but a return could help those who wait."""
+        return (
+            self.live > 0
+            and len(self.slots) >= self.max_size
+            and not (self.fresh or self.stale or self.validating or self.resetting or self.closing or self.approvals)
+        )
+
+    def blocked_holders(self) -> int:
+        """Count the lent connections whose holder itself waits for another one."""
+        tasks = {waiter.task for waiter in self.waiters if waiter.queued}
+        return sum(slot.holder in tasks for slot in self.slots if slot.holder is not None)
+
+    # -- opening
+
+    def put(self, approval: Approval[C], conn: C, now: float, lifetime: float) -> Slot[C]:
+        """Redeem an approval: the connection is open. It goes to the waiter at the head, or idle."""
+        self._redeem(approval)
+        self.failures = 0
+        self.retry_at = -inf
+        self._paused = False
+        self.last_error = None
+        self.created += 1
+        slot = self._admit(conn, now, lifetime)
+        if not self.is_open:
+            self._close(slot, CloseReason.POOL_CLOSED, terminate=True)
+        elif approval.generation != self.generation:
+            self._close(slot, CloseReason.EVICTED)
+        elif len(self.slots) > self.max_size:
+            self._close(slot, CloseReason.RESIZED)
+        else:
+            self._stock(slot, now, proven=True)
+        self._serve(now)
+        return slot
+
+    def connect_failed(
+        self, approval: Approval[C], error: BaseException | None, now: float, *, transient: bool, jitter: float
+    ) -> None:
+        """Redeem an approval: the connect failed (None: it was called off). ``jitter`` in [0, 1) spreads the retries."""
+        self._redeem(approval)
+        if error is not None:
+            self.connects_failed += 1
+            self.last_error = error
+            if not (self.live or self.starting):
+                self._paused = True
+            if not transient and not self.slots:
+                self._fail_all(error)
+            elif not self.config.retry_connection:
+                self._fail_head(error)
+            if self.config.retry_connection and now >= self.retry_at:
+                # A failure during the back-off came from a connect begun before it: it does not stretch it.
+                self.failures += 1
+                self.retry_at = now + jitter * min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** min(self.failures - 1, 8))
+        self._serve(now)
+
+    def add(self, conn: C, now: float, lifetime: float) -> Slot[C] | None:
+        """Take in a connection opened elsewhere. None: there is no room."""
+        if len(self.slots) + len(self.approvals) + len(self.closing) >= self.max_size:
+            return None
+        self.added += 1
+        slot = self._admit(conn, now, lifetime)
+        self._stock(slot, now, proven=True)
+        self._serve(now)
+        return slot
+
+    # -- testing
+
+    def tested(self, slot: Slot[C], now: float, *, valid: bool, timed_out: bool = False) -> None:
+        """End a test. A valid connection goes, without another test, to the waiter at the head."""
+        if slot not in self.validating:
+            return  # close() did not wait for it
+        waiter = self._end_test(slot)
+        if not valid:
+            if timed_out and not slot.raised:
+                # A NAT that dropped this one dropped all that were silent for as long.
+                for other in self._remove_idle(lambda idle: idle.stamp <= slot.stamp):
+                    self._close(other, CloseReason.INVALID, terminate=True)
+            self._dead(slot, CloseReason.INVALID, now, terminate=timed_out)
+        elif self.is_broken(slot.conn):
+            self._dead(slot, CloseReason.BROKEN, now)
+        elif (reason := self._retired(slot, now)) is not None:
+            self._close(slot, reason)
+        else:
+            self._last_test = now - slot.since
+            slot.suspect = slot.raised = False
+            self._stock(slot, now, proven=True, tested_for=waiter)
+        self._serve(now)
+
+    # -- giving back
+
+    def give_back(self, slot: Slot[C], now: float, *, raised: bool = False, discard: bool = False) -> bool:
+        """End a lease. True: the connection stays; wipe it and call ``restock``. False: it goes, or went already."""
+        if slot not in self.slots:
+            return False
+        slot.holder = None
+        if raised:
+            slot.suspect = slot.raised = True
+        if self.is_broken(slot.conn):
+            # Compare with when it was lent: those lent before a sweep tell nothing new by being dead.
+            self._dead(slot, CloseReason.BROKEN, now)
+        elif (reason := self._retired(slot, now, discard=discard)) is not None:
+            self._close(slot, reason)
+        else:
+            return True
+        self._serve(now)
+        return False
+
+    def begin_reset(self, slot: Slot[C], now: float) -> None:
+        """The connection is being wiped; its borrower has gone on."""
+        slot.holder = None
+        slot.since = now
+        slot.late = False
+        self.resetting[slot] = None
+        self._settle(now)
+
+    def reset_done(self, slot: Slot[C], now: float, *, ok: bool, timed_out: bool = False) -> None:
+        """End a reset. Whatever went wrong closes the connection."""
+        if slot not in self.resetting:
+            return
+        self._end_reset(slot)
+        if not ok:
+            self._close(slot, CloseReason.RESET_FAILED, terminate=timed_out)
+            self._serve(now)
+        elif self.is_broken(slot.conn):
+            self._dead(slot, CloseReason.BROKEN, now)
+            self._serve(now)
+        elif (reason := self._retired(slot, now)) is not None:
+            self._close(slot, reason)
+            self._serve(now)
+        else:
+            self._last_reset = now - slot.since
+            self.restock(slot, now)
+
+    def reset_failed(self, slot: Slot[C], now: float) -> None:
+        """The manager's ``reset`` raised before it gave anything to wait for."""
+        self._close(slot, CloseReason.RESET_FAILED)
+        self._serve(now)
+
+    def restock(self, slot: Slot[C], now: float) -> None:
+        """A clean connection is back: it goes to the waiter at the head, or idle."""
+        self._stock(slot, now)
+        if self.stale or self.min_idle:
+            self._serve(now)  # it may have to be tested first
+        else:
+            self._settle(now)
+
+    def detach(self, slot: Slot[C], now: float) -> None:
+        """A lent connection leaves the pool for good, open."""
+        slot.holder = None
+        self.slots.discard(slot)
+        self.closed[CloseReason.DETACHED] += 1
+        self._uses_gone += slot.uses
+        slot.mark = CloseReason.DETACHED
+        self._serve(now)
+
+    def reclaim(self, slot: Slot[C], now: float) -> None:
+        """A lease was garbage-collected: nobody can return its connection, and nobody knows what is going on in it."""
+        if slot in self.slots:
+            self._close(slot, CloseReason.LEAKED, terminate=True)
+            self._serve(now)
+
+    def gone(self, slot: Slot[C], now: float) -> None:
+        """A closing connection is closed, terminated or given up: its place is free."""
+        self.closing.remove(slot)
+        self._serve(now)
+
+    # -- by the clock
+
+    def wake(self, now: float) -> None:
+        """The warm path's clock starts again."""
+        self.tick = self._beaten = now
+        self.parked = False
+        self._settle(now)
+
+    def beat(self, now: float) -> bool:
+        """Move the warm path's clock on. False: nothing fresh and no traffic is left to time, it may stop."""
+        fresh = self.fresh
+        while fresh and fresh[0].stamp + self._bypass <= now:
+            self.stale.append(fresh.popleft())
+        quiet = self._bypass == inf and (not fresh or fresh[-1].stamp < self._beaten)
+        self.parked = not fresh or quiet
+        self.tick = self._beaten = now
+        self._settle(now)
+        return not self.parked
+
+    def alarm(self) -> float:
+        """When the state wants to be woken next by ``look``; inf: never."""
+        when = self.next_expiry
+        if self.live or self.starting:
+            if self.failures:
+                ready = max([self.retry_at, *(approval.since + PROBE_PATIENCE for approval in self.approvals)])
+                if ready > self.tick:  # else something other than time is missing
+                    when = min(when, ready)
+            if len(self.validating) > self._late_tests:
+                when = min(when, _late_at(self.validating, self._last_test))
+            if len(self.resetting) > self._late_resets:
+                when = min(when, _late_at(self.resetting, self._last_reset))
+        return when
+
+    def look(self, now: float) -> None:
+        """Do what has become due: expired lifetimes, overdue tests and resets, the end of a back-off."""
+        if self.next_expiry <= now:
+            for slot in self._remove_idle(lambda idle: idle.expires_at <= now):
+                self._close(slot, CloseReason.LIFETIME)
+            self.next_expiry = inf
+            for slot in self.slots:
+                if slot.expires_at > now:
+                    self.next_expiry = min(self.next_expiry, slot.expires_at)
+                elif slot.mark is None:
+                    slot.mark = CloseReason.LIFETIME
+        self._late_tests += _mark_late(self.validating, self._last_test, now)
+        self._late_resets += _mark_late(self.resetting, self._last_reset, now)
+        self._serve(now)
+
+    def reap(self, now: float) -> None:
+        """Close what is idle for too long, down to min_idle (bb8 #123), and bring min_idle up."""
+        timeout = self.config.idle_timeout
+        if timeout is not None:
+            spare = len(self.fresh) + len(self.stale) - self.min_idle
+            due = sorted((s for s in (*self.stale, *self.fresh) if s.stamp + timeout <= now), key=lambda s: s.stamp)
+            chosen = set(due[: max(0, spare)])
+            for slot in self._remove_idle(chosen.__contains__):
+                self._close(slot, CloseReason.IDLE)
+        self._paused = False
+        self._serve(now)
+
+    # -- by the owner
+
+    def resize(self, config: PoolConfig, now: float) -> None:
+        """Change the size: surplus idle ones go now, lent ones on their return."""
+        self.configure(config)
+        surplus = len(self.slots) - self.max_size
+        if surplus > 0:
+            chosen = set(sorted((*self.stale, *self.fresh), key=lambda s: s.stamp)[:surplus])
+            for slot in self._remove_idle(chosen.__contains__):
+                self._close(slot, CloseReason.RESIZED)
+        self._serve(now)
+
+    def evict(self, chosen: set[Slot[C]] | None, now: float) -> int:
+        """Retire these connections, or the whole generation, those on their way included. Returns how many are open."""
+        if chosen is None:
+            self.generation += 1
+            chosen = set(self.slots)
+        for slot in chosen:
+            slot.mark = CloseReason.EVICTED
+        for slot in self._remove_idle(chosen.__contains__):
+            self._close(slot, CloseReason.EVICTED)
+        self._serve(now)
+        return len(chosen)
+
+    # -- pictures
+
+    def snapshot(self) -> State:
+        """The pool's numbers now."""
+        idle = len(self.fresh) + len(self.stale)
+        validating, resetting = len(self.validating), len(self.resetting)
+        served = self._uses_gone + sum(slot.uses for slot in self.slots)
+        ended = served + self.gets_timed_out + self.gets_cancelled + self.gets_failed
+        return State(
+            idle=idle,
+            in_use=len(self.slots) - idle - validating - resetting,
+            opening=len(self.approvals),
+            validating=validating,
+            resetting=resetting,
+            closing=len(self.closing),
+            waiting=self.waiting,
+            statistics=Statistics(
+                gets_started=ended + self.waiting,
+                gets_direct=served - self.gets_waited,
+                gets_waited=self.gets_waited,
+                gets_timed_out=self.gets_timed_out,
+                gets_cancelled=self.gets_cancelled,
+                gets_failed=self.gets_failed,
+                get_wait_time=self.wait_time,
+                connections_created=self.created,
+                connections_added=self.added,
+                connections_closed=dict(self.closed),
+                connections_abandoned=self.abandoned,
+                connects_failed=self.connects_failed,
+                hook_errors=self.hook_errors,
+            ),
+        )
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError where the state contradicts itself (for tests)."""
+        lent = [slot for slot in self.slots if slot.holder is not None]
+        places = [*self.fresh, *self.stale, *self.validating, *self.resetting, *lent]
+        assert len(places) == len(set(places)), "a connection has two owners"
+        assert set(places) == self.slots, "a connection is open and nowhere, or somewhere and not open"
+        assert not self.slots & self.closing, "a connection is open and closing"
+        assert self.live == sum(waiter.queued for waiter in self.waiters), "the count of waiters is wrong"
+        assert self._late_tests == sum(slot.late for slot in self.validating), "the count of late tests is wrong"
+        assert self._late_resets == sum(slot.late for slot in self.resetting), "the count of late resets is wrong"
+        assert not (self.live and self.fresh), "somebody waits while a connection is idle and lendable"
+        testing = self.live > len(self.validating)
+        assert self._tries == sum(waiter.idle_only for waiter in self.waiters if waiter.queued), "tries miscounted"
+        assert not (testing and self.stale), "somebody waits while an idle connection could be tested"
+        for approval in self.approvals:
+            waiter = approval.waiter
+            assert waiter is None or (waiter.queued and waiter.approval is approval), "a connect for a waiter that left"
+        for slot in self.validating:
+            assert slot.tested_for is None or slot.tested_for.test is slot, "a test for a waiter that left"
+        opened = self.created + self.added
+        assert opened == len(self.slots) + sum(self.closed.values()), "the books do not balance"
+        assert self.slow or (self.is_open and not self.live), "the warm path is open to overtakers"
+        if self.slow is False and self.min_idle and self._room():
+            idle_after_get = self.floor + len(self.stale)
+            assert idle_after_get >= self.min_idle, "the warm path undercuts min_idle"
+        if self._could_connect():
+            assert self._lack() <= self._tries, "capacity is free, somebody waits, and nobody makes progress"
+
+    # -- inside
+
+    def _room(self) -> bool:
+        return len(self.slots) + len(self.approvals) + len(self.closing) < self.max_size
+
+    def _may_connect(self, now: float) -> bool:
+        if not (self.is_open and self._room()) or len(self.approvals) >= self.config.max_connecting:
+            return False
+        if self.failures:
+            return now >= self.retry_at and all(now >= a.since + PROBE_PATIENCE for a in self.approvals)
+        return True
+
+    def _could_connect(self) -> bool:
+        return self.is_open and self._room() and not self.failures and len(self.approvals) < self.config.max_connecting
+
+    def _lack(self) -> int:
+        """How many more wait than have supply under way: connects with a future, tests and resets that are not slow."""
+        supply = len(self.validating) - self._late_tests + len(self.resetting) - self._late_resets
+        for approval in self.approvals:
+            supply += not approval.orphan
+        return self.live - supply
+
+    def _serve(self, now: float) -> None:
+        """Hand out what is idle, then start what would help those who still wait, then see to min_idle."""
+        if self.live:
+            while self.fresh and self.live:
+                slot = self.pop()
+                if self.is_broken(slot.conn):
+                    self._dead(slot, CloseReason.BROKEN, now)
+                elif not self._hand(slot, now):
+                    self.fresh.append(slot)
+            if self.live and self.is_open:
+                self._help(now)
+        if self.min_idle:
+            self._top_up(now)
+        self._settle(now)
+
+    def _help(self, now: float) -> None:
+        """Start tests, then connects, for those who wait without supply."""
+        while self.stale and self.live > len(self.validating):
+            self._test(now)  # a get of its own test each
+        while self.stale and len(self.validating) < self.config.max_connecting and self._lack() > 0:
+            self._test(now)  # for a get whose test is slow
+        if self._tries:
+            self._turn_away()
+        while self._may_connect(now) and self._lack() > 0:
+            waiter = self._first_without_approval()
+            if waiter is None:
+                break  # the rest are try_gets
+            waiter.approval = self._mint(waiter, now)
+
+    def _turn_away(self) -> None:
+        """A try_get that has no idle connection left to hope for ends with None."""
+        for waiter in list(self.waiters):
+            if waiter.queued and waiter.idle_only and waiter.test is None:
+                self._drop(waiter)
+                waiter.offer(None)
+
+    def _top_up(self, now: float) -> None:
+        if self._paused or not self.is_open:
+            return
+        coming = len(self.approvals) + len(self.validating) + len(self.resetting)
+        lack = self.min_idle - len(self.fresh) - len(self.stale) - max(0, coming - self.live)
+        while lack > 0 and self._may_connect(now):
+            self._mint(None, now)
+            lack -= 1
+
+    def _mint(self, waiter: Waiter[C] | None, now: float) -> Approval[C]:
+        approval = Approval(waiter, now, self.generation)
+        self.approvals[approval] = None
+        self.orders.append((Order.CONNECT, approval))
+        return approval
+
+    def _redeem(self, approval: Approval[C]) -> None:
+        assert approval in self.approvals, "bug: an approval was redeemed twice"
+        del self.approvals[approval]
+        if approval.waiter is not None:
+            approval.waiter.approval = None
+            approval.waiter = None
+
+    def _pass_on(self) -> None:
+        """Give connects and tests whose waiter was served otherwise to the first waiters without one."""
+        for approval in self.approvals:
+            if approval.waiter is None and not approval.orphan:
+                waiter = self._first_without_approval()
+                if waiter is None:
+                    break
+                approval.waiter, waiter.approval = waiter, approval
+        for slot in self.validating:
+            if slot.tested_for is None:
+                waiter = next((w for w in self.waiters if w.queued and w.test is None), None)
+                if waiter is None:
+                    break
+                slot.tested_for, waiter.test = waiter, slot
+
+    def _orphan(self, waiter: Waiter[C]) -> None:
+        approval, slot = waiter.approval, waiter.test
+        if approval is not None:
+            approval.waiter = waiter.approval = None
+            approval.orphan = True
+        if slot is not None:
+            slot.tested_for = waiter.test = None
+
+    def _first_without_approval(self) -> Waiter[C] | None:
+        return next((w for w in self.waiters if w.queued and w.approval is None and not w.idle_only), None)
+
+    def _drop(self, waiter: Waiter[C]) -> None:
+        """Take a waiter out of the count; the deque forgets the dead when they outnumber the living: O(1), amortised."""
+        waiter.queued = False
+        self.live -= 1
+        self._tries -= waiter.idle_only
+        waiters = self.waiters
+        while waiters and not waiters[0].queued:
+            waiters.popleft()
+        if len(waiters) > 2 * self.live + SWEEP_LEAST:
+            living = [other for other in waiters if other.queued]
+            waiters.clear()
+            waiters.extend(living)
+
+    def _hand(self, slot: Slot[C], now: float, tested_for: Waiter[C] | None = None) -> bool:
+        """Give the connection to the first waiter that is still there. The only place where waiters are served."""
+        waiters = self.waiters
+        while waiters:
+            waiter = waiters.popleft()
+            if not waiter.queued:
+                continue
+            waiter.queued = False
+            self.live -= 1
+            self._tries -= waiter.idle_only
+            waiter.direct = waiter is tested_for
+            slot.holder = waiter.task
+            slot.stamp = now
+            if waiter.offer(slot):
+                approval, test = waiter.approval, waiter.test
+                if approval is not None:
+                    approval.waiter = waiter.approval = None
+                if test is not None:
+                    test.tested_for = waiter.test = None
+                if approval is not None or test is not None:
+                    self._pass_on()
+                return True
+            self._orphan(waiter)  # cancelled in this tick
+        slot.holder = None
+        return False
+
+    def _fail_head(self, error: BaseException) -> None:
+        for waiter in self.waiters:
+            if waiter.queued and not waiter.idle_only:
+                self._drop(waiter)
+                self._orphan(waiter)
+                waiter.fail(error)
+                return
+
+    def _fail_all(self, error: BaseException | None) -> None:
+        waiters = [waiter for waiter in self.waiters if waiter.queued]
+        self.waiters.clear()
+        self.live = self._tries = 0
+        for waiter in waiters:
+            waiter.queued = False
+            self._orphan(waiter)
+            waiter.fail(error)
+
+    def _admit(self, conn: C, now: float, lifetime: float) -> Slot[C]:
+        slot = Slot(conn, self._next_id(), now, now + lifetime)
+        self.slots.add(slot)
+        self.next_expiry = min(self.next_expiry, slot.expires_at)
+        return slot
+
+    def _retired(self, slot: Slot[C], now: float, *, discard: bool = False) -> CloseReason | None:
+        """Why a connection that works must go all the same: the first match counts."""
+        if slot.mark is CloseReason.EVICTED:
+            return CloseReason.EVICTED
+        if discard:
+            return CloseReason.DISCARDED
+        if not self.is_open:
+            return CloseReason.POOL_CLOSED
+        if slot.mark is CloseReason.LIFETIME or slot.expires_at <= now:
+            return CloseReason.LIFETIME
+        if self.config.max_uses is not None and slot.uses >= self.config.max_uses:
+            return CloseReason.MAX_USES
+        if len(self.slots) > self.max_size:
+            return CloseReason.RESIZED
+        return None
+
+    def _stock(self, slot: Slot[C], now: float, *, proven: bool = False, tested_for: Waiter[C] | None = None) -> None:
+        """Give the connection to the waiter at the head, or make it idle.
+
+        ``proven``: just opened or tested, so it is not tested again before it is lent (or ``alive_bypass=0`` would
+        test for ever).
+        """
+        slot.stamp = now
+        if slot.suspect or (self._tests_always and not proven):
+            self.stale.append(slot)
+        elif not (self.live and self._hand(slot, now, tested_for)):
+            (self.stale if self._tests_always else self.fresh).append(slot)
+
+    def _close(self, slot: Slot[C], reason: CloseReason, *, terminate: bool = False) -> None:
+        slot.holder = None
+        slot.mark = reason
+        self.slots.remove(slot)
+        self.closing.add(slot)
+        self.closed[reason] += 1
+        self._uses_gone += slot.uses
+        self.orders.append((Order.TERMINATE if terminate else Order.CLOSE, slot))
+
+    def _dead(self, slot: Slot[C], reason: CloseReason, now: float, *, terminate: bool = False) -> None:
+        """Close a dead connection; the first one found dead casts doubt on those unused since.
+
+        One that was last good before the last sweep tells nothing new: no storm of pings, no O(n) for each.
+        """
+        last_good = slot.stamp
+        self._close(slot, reason, terminate=terminate)
+        if last_good <= self._swept_at:
+            return
+        self._swept_at = now
+        for other in self._remove_idle(lambda idle: self.is_broken(idle.conn)):
+            self._close(other, CloseReason.BROKEN)
+        for other in self.fresh:
+            other.suspect = True
+        self.stale.extend(self.fresh)
+        self.fresh.clear()
+
+    def _remove_idle(self, doomed: Callable[[Slot[C]], bool]) -> list[Slot[C]]:
+        """Take the doomed ones out of the idle ones. In place: the warm path holds on to the deque."""
+        removed: list[Slot[C]] = []
+        for idle in (self.stale, self.fresh):
+            kept: list[Slot[C]] = []
+            for slot in idle:
+                (removed if doomed(slot) else kept).append(slot)
+            if len(kept) != len(idle):
+                idle.clear()
+                idle.extend(kept)
+        return removed
+
+    def _test(self, now: float) -> None:
+        """Have the next idle one tested, for the first waiter without a test."""
+        slot = self._pop_stale()
+        if self.is_broken(slot.conn):
+            self._dead(slot, CloseReason.BROKEN, now)
+            return
+        slot.since = now
+        slot.late = False
+        self.validating[slot] = None
+        self.orders.append((Order.TEST, slot))
+        self._pass_on()
+
+    def _end_test(self, slot: Slot[C]) -> Waiter[C] | None:
+        """Returns whom the test was for, if that waiter is still there."""
+        del self.validating[slot]
+        self._late_tests -= slot.late
+        waiter = slot.tested_for
+        if waiter is not None:
+            waiter.test = slot.tested_for = None
+        return waiter
+
+    def _end_reset(self, slot: Slot[C]) -> None:
+        del self.resetting[slot]
+        self._late_resets -= slot.late
+
+    def _settle(self, now: float) -> None:
+        """Say whether the warm path may lend and take back by itself, and how many it must leave idle."""
+        self.tick = now
+        self.slow = (
+            self.live > 0
+            or self.parked
+            or self.observed
+            or not self.is_open
+            or self._tests_always
+            or self.config.max_uses is not None
+            or len(self.slots) > self.max_size
+        )
+        self.floor = max(0, self.min_idle - len(self.stale)) if self.min_idle and self._room() else 0
+
+
+def _late_at(jobs: dict[Slot[Any], None], last: float) -> float:
+    patience = max(SLOW_FLOOR, SLOW_FACTOR * last)
+    return next(slot.since + patience for slot in jobs if not slot.late)
+
+
+def _mark_late(jobs: dict[Slot[Any], None], last: float, now: float) -> int:
+    """Mark those that have become slow; they stand in the order of their start."""
+    patience = max(SLOW_FLOOR, SLOW_FACTOR * last)
+    marked = 0
+    for slot in jobs:
+        if slot.late:
+            continue
+        if slot.since + patience > now:
+            break
+        slot.late = True
+        marked += 1
+    return marked

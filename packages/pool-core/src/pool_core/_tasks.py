@@ -1,0 +1,1154 @@
+"""Carries the state's decisions out: connects, tests, resets, closes and timers, each bounded, each the pool's own.
+
+Nothing here decides who gets what; nothing here refers to the ``Pool`` that users hold, so a dropped pool can be
+noticed while its tasks still run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+import sys
+import traceback
+from math import inf
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+
+from ._errors import (
+    ConnectError,
+    ForkedPool,
+    PoolClosed,
+    PoolDeadlock,
+    PoolError,
+    PoolOverloaded,
+    PoolTimeout,
+    WrongEventLoop,
+)
+from ._events import (
+    Acquired,
+    CheckedIn,
+    CheckedOut,
+    CloseReason,
+    ConnectFailed,
+    Leaked,
+    Released,
+    ResetFailed,
+    TimedOut,
+)
+from ._state import Approval, Order, PoolState, Slot, Waiter
+from ._statistics import Holder
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+
+    from ._config import PoolConfig
+    from ._errors import Phase
+    from ._events import Event
+    from ._manager import ConnectionManager
+    from ._statistics import State
+
+C = TypeVar("C")
+
+logger = logging.getLogger("pool_core")
+
+GRACE = 0.1
+"""Seconds between the steps that end a call which overstays: cancel, cancel again, terminate, abandon."""
+BEATS = 8
+"""Beats of the warm path's clock in the shortest time that it has to tell."""
+
+_SILENT = (CloseReason.LEAKED, CloseReason.DETACHED)
+"""After these on_release does not run."""
+
+_next_id = iter(range(1, sys.maxsize)).__next__  # ids are unique in the process, as r2d2's
+
+
+class Call:
+    """One call of the manager in a task of the pool's own, ended from outside whatever the driver does.
+
+    One cancel is not enough on 3.11: a driver that goes through ``wait_for`` can lose it (cpython #86296).
+    ``done(call, error, result)`` is called exactly once: at the end of the task, or when it is abandoned; what an
+    abandoned task still brings forth goes to ``spill``.
+    """
+
+    __slots__ = ("_context", "_done", "_handle", "_loop", "_rescue", "_spill", "_steps", "abandoned", "ended", "task")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        coro: Coroutine[Any, Any, Any],
+        *,
+        name: str,
+        context: contextvars.Context,
+        timeout: float | None,
+        done: Callable[[Call, BaseException | None, Any], None],
+        rescue: Callable[[], None] | None = None,
+        spill: Callable[[Any], None] | None = None,
+    ) -> None:
+        self._loop = loop
+        self._context = context
+        self._done: Callable[[Call, BaseException | None, Any], None] | None = done
+        self._rescue = rescue
+        self._spill = spill
+        self._steps = 0
+        self.ended = False  # from outside: at its deadline, or because the pool closes
+        self.abandoned = False
+        self._handle: asyncio.TimerHandle | None = None
+        if timeout is not None:
+            self._handle = loop.call_later(timeout, self.end, context=context)
+        self.task = loop.create_task(coro, name=name, context=context.copy())
+        # A task cancelled before its first step runs no `finally`: only a callback surely hears of its end.
+        self.task.add_done_callback(self._finished, context=context)
+
+    def end(self) -> None:
+        """Its time is up, or nobody wants it any more: cancel, cancel again, terminate, abandon."""
+        self.ended = True
+        if self._handle is not None:
+            self._handle.cancel()
+        self._steps += 1
+        if self._steps <= 2:
+            self.task.cancel()
+        elif self._steps == 3 and self._rescue is not None:
+            self._rescue()
+        else:
+            self.abandon()
+            return
+        self._handle = self._loop.call_later(GRACE, self.end, context=self._context)
+
+    def abandon(self) -> None:
+        """Go on without it."""
+        self.task.cancel()
+        self.ended = self.abandoned = True
+        self._finish(TimeoutError("it did not end when it was cancelled"), None)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        result = None if error is not None else task.result()
+        if self._done is None and error is None and self._spill is not None:
+            self._spill(result)
+        self._finish(error, result)
+
+    def _finish(self, error: BaseException | None, result: Any) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        if (done := self._done) is not None:
+            self._done = self._rescue = None
+            done(self, error, result)
+
+
+class GetWaiter(Waiter[C]):
+    """A waiting get: one bare future, by which the connection is handed over directly."""
+
+    __slots__ = ("deadline", "future", "limit", "started")
+
+    def __init__(
+        self,
+        future: asyncio.Future[Any],
+        task: Any,
+        started: float,
+        limit: float,
+        *,
+        idle_only: bool = False,
+        patient: bool = True,
+    ) -> None:
+        super().__init__(task, idle_only=idle_only, patient=patient)
+        self.future = future
+        self.started = started
+        self.limit = limit
+        self.deadline = started + limit
+
+    def offer(self, slot: Slot[C] | None) -> bool:
+        # A cancelled future is done before its task runs.
+        if self.future.done():
+            return False
+        self.future.set_result(slot)
+        return True
+
+    def offer_picture(self, picture: _Picture) -> bool:
+        """End at the deadline, unless something else came first."""
+        if self.future.done():
+            return False
+        self.future.set_result(picture)
+        return True
+
+    def fail(self, error: BaseException | None) -> None:
+        if not self.future.done():
+            self.future.set_result(_Failure(error))
+
+
+class _Failure:
+    """The answer to a get that will get no connection. Exceptions are made by the get itself, fresh for each."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+class _Picture:
+    """The answer to gets that ended at their deadline: the pool as it was then."""
+
+    __slots__ = ("cause", "phase", "state", "text")
+
+    def __init__(self, phase: Phase, text: str, state: State, cause: BaseException | None) -> None:
+        self.phase: Phase = phase
+        self.text = text
+        self.state = state
+        self.cause = cause
+
+
+class PoolTasks(Generic[C]):
+    """The shell around the state: everything in the pool that awaits, reads a clock or calls the manager."""
+
+    def __init__(self, manager: ConnectionManager[C], config: PoolConfig) -> None:
+        self.manager = manager
+        self.config = config
+        # The optional verbs are looked up once.
+        self.has_broken = manager.has_broken
+        self.reset: Callable[[C], Awaitable[None] | None] | None = getattr(manager, "reset", None)
+        self._terminate_verb: Callable[[C], None] | None = getattr(manager, "terminate", None)
+        self._transient_verb: Callable[[Exception], bool] | None = getattr(manager, "is_transient", None)
+        self._on_acquire = getattr(config.customizer, "on_acquire", None)
+        self._on_release = getattr(config.customizer, "on_release", None)
+        self._listeners = config.listeners
+        self.state: PoolState[C] = PoolState(config, self.is_broken, _next_id)
+        self.life: Literal["new", "opening", "open", "closing", "closed"] = "new"
+        self.forked = False
+        self.thread = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._context = contextvars.Context()
+        self._stacks = False
+        self._calls: dict[Any, Call] = {}  # under way, by approval, slot, or a key of its own
+        self._openers: list[asyncio.Future[BaseException | None]] = []
+        self._closers: list[asyncio.Future[None]] = []
+        self._close_timer: asyncio.TimerHandle | None = None
+        self._final = False  # closing, and out of time
+        self._aborted = False  # closing, because open() failed or was cancelled
+        self._alarm: asyncio.TimerHandle | None = None
+        self._beat: asyncio.TimerHandle | None = None
+        self._reaper: asyncio.TimerHandle | None = None
+        self._queue_timer: asyncio.TimerHandle | None = None
+        self._deadlock_check: asyncio.Handle | None = None
+        self._next_deadlock_check = -inf
+        self._outage = 0  # failed connects since the last success
+        bypass = config.alive_bypass if config.test_on_check_out else None
+        self._period = max(0.01, min(time for time in (bypass, config.idle_timeout, 8.0) if time) / BEATS)
+
+    # -- gates
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that the pool belongs to, since it was opened last."""
+        assert self._loop is not None, "bug: the pool was never opened"
+        return self._loop
+
+    @property
+    def label(self) -> str:
+        """How errors and logs name the pool."""
+        return f"pool {self.config.name!r}"
+
+    def check_fork(self) -> None:
+        """Raise ForkedPool in a child process: its parent owns the sockets."""
+        if self.forked:
+            msg = (
+                f"{self.label} was made before a fork, and its connections belong to the parent process: "
+                "make a pool of its own in each process"
+            )
+            raise ForkedPool(msg)
+
+    def check_loop(self) -> None:
+        """Raise WrongEventLoop outside the pool's loop (or ForkedPool), before anything is touched."""
+        self.check_fork()
+        if self.life in ("new", "closed"):
+            return
+        running = asyncio._get_running_loop()  # None outside of any, where the public function raises
+        if running is not self._loop or get_ident() != self.thread:
+            where = "outside of any event loop" if running is None else f"from {running!r}"
+            msg = f"{self.label} belongs to {self._loop!r} and was used {where}: make one pool for each event loop"
+            raise WrongEventLoop(msg)
+
+    def check_open(self) -> None:
+        """Raise PoolClosed unless connections can be had (or WrongEventLoop, or ForkedPool)."""
+        self.check_loop()
+        if not self.state.is_open:
+            raise self.closed_error()
+
+    def closed_error(self) -> PoolClosed:
+        """Say in which way the pool is not open, and what to do."""
+        how = {
+            "new": "is not open: use 'async with pool:', or 'await pool.open()' first",
+            "closed": "is closed: open it again with 'await pool.open()'",
+        }
+        return PoolClosed(f"{self.label} {how.get(self.life, 'is closing')}")
+
+    # -- life cycle
+
+    async def open(self, *, wait: bool) -> None:
+        """Open, or join an opening that is under way. Of a cancelled one the joiner opens by itself."""
+        while True:
+            self.check_fork()
+            loop = asyncio.get_running_loop()
+            if self._loop is not None and self._loop is not loop and self._loop.is_closed():
+                self.bury()
+            self.check_loop()
+            if self.life == "open":
+                return
+            if self.life == "closing":
+                if not self._aborted:
+                    raise self.closed_error()
+                await self.close(0)  # what is left of an opening that failed or was cancelled
+                continue
+            if self.life == "opening":
+                joined: asyncio.Future[BaseException | None] = loop.create_future()
+                self._openers.append(joined)
+                try:
+                    error = await joined
+                finally:
+                    if joined in self._openers:
+                        self._openers.remove(joined)
+                if isinstance(error, asyncio.CancelledError):
+                    continue
+                if error is not None:
+                    raise error
+                return
+            await self._open(loop, wait=wait and self.config.min_idle > 0)
+            return
+
+    async def _open(self, loop: asyncio.AbstractEventLoop, *, wait: bool) -> None:
+        self._loop = loop
+        self.thread = get_ident()
+        # The pool's tasks see the context of open(), not that of whoever happened to be first to wait.
+        self._context = contextvars.copy_context()
+        self._final = self._aborted = False
+        self._outage = 0
+        self._stacks = self.config.leak_threshold is not None or loop.get_debug()
+        self.state.observed = bool(self._listeners) or self._stacks or self.config.guard
+        now = loop.time()
+        self.life = "opening" if wait else "open"
+        if self.config.idle_timeout is not None or self.config.min_idle or self.config.leak_threshold is not None:
+            self._reaper = loop.call_later(self.config.reaper_rate, self._reap, context=self._context)
+        opened: asyncio.Future[BaseException | None] = loop.create_future()
+        self.state.open(now, starting=wait)
+        if not wait:
+            self.after()
+            return
+        self._openers.append(opened)
+        timer = None
+        if (limit := self.config.connection_timeout) is not None:
+            timer = loop.call_later(limit, self._open_timed_out, limit, context=self._context)
+        self.after()
+        try:
+            error = await opened
+        except BaseException as cancelled:
+            self._aborted = True
+            self._end_opening(cancelled)
+            self._begin_close()
+            self.finish_close()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if error is not None:
+            if not isinstance(error, PoolClosed):
+                self._aborted = True
+                await self.close(self.config.close_timeout or 1.0)  # a failed open leaves nothing behind
+            raise error
+
+    def _open_timed_out(self, limit: float) -> None:
+        error = self.state.last_error
+        if error is None:
+            error = self._timed_out(self._picture(None), limit, limit, counted=False)
+        self._end_opening(error)
+
+    def _end_opening(self, error: BaseException | None) -> None:
+        """Tell all who wait for open(). Failed, the pool stays closed for gets until the opener has cleaned up."""
+        openers, self._openers = self._openers, []
+        self.state.started()
+        if self.life == "opening":
+            self.life = "open"
+        for opener in openers:
+            if not opener.done():
+                opener.set_result(error)
+
+    async def close(self, timeout: float) -> None:
+        """Close, or join a closing that is under way; the earlier deadline holds."""
+        if self.life in ("new", "closed"):
+            return
+        if self._loop is not None and self._loop.is_closed():
+            self.bury()
+            return
+        self.check_loop()
+        loop = self.loop
+        if self.life != "closing":
+            self._begin_close()
+        deadline = loop.time() + timeout
+        if self._close_timer is None or deadline < self._close_timer.when():
+            if self._close_timer is not None:
+                self._close_timer.cancel()
+            self._close_timer = loop.call_at(deadline, self.finish_close, context=self._context)
+        if timeout == 0:
+            self.finish_close()
+        self._look_whether_closed()
+        if self.life == "closed":
+            return
+        closer: asyncio.Future[None] = loop.create_future()
+        self._closers.append(closer)
+        try:
+            await closer
+        except BaseException:
+            self.finish_close()
+            raise
+
+    def _begin_close(self) -> None:
+        self.life = "closing"
+        self._end_opening(self.closed_error())
+        for timer in (self._reaper, self._beat, self._queue_timer, self._deadlock_check):
+            if timer is not None:
+                timer.cancel()
+        self._reaper = self._beat = self._queue_timer = self._deadlock_check = None
+        self.state.close(self._now())
+        for approval in self.state.approvals:
+            self._calls[approval].end()
+        self.after()
+
+    def finish_close(self) -> None:
+        """Out of time: terminate what is lent, cut short what is under way, abandon what will not end."""
+        if self.life != "closing" or self._final:
+            return
+        self._final = True
+        self.state.terminate_all(self._now())
+        self.after()
+        for call in list(self._calls.values()):
+            call.end()
+        if self._calls:
+            self.loop.call_later(3 * GRACE, self._abandon_all, context=self._context)
+
+    def _abandon_all(self) -> None:
+        for call in list(self._calls.values()):
+            call.abandon()
+        self._look_whether_closed()
+
+    def _look_whether_closed(self) -> None:
+        state = self.state
+        if self.life == "closing" and not (state.slots or state.closing or state.approvals or self._calls):
+            self._ended()
+
+    def _ended(self) -> None:
+        self.life = "closed"
+        for timer in (self._alarm, self._close_timer):
+            if timer is not None:
+                timer.cancel()
+        self._alarm = self._close_timer = None
+        closers, self._closers = self._closers, []
+        for closer in closers:
+            if not closer.done():
+                closer.set_result(None)
+
+    def bury(self) -> None:
+        """End at once, without awaiting anything: the loop is closed, or nobody holds the pool any more."""
+        if self.life in ("new", "closed"):
+            return
+        if not self.loop.is_closed():
+            if self.life != "closing":
+                self._begin_close()
+            self.finish_close()
+            return
+        self.life = "closing"
+        self._final = True
+        self._calls.clear()  # their tasks, and those of the waiters, died with the loop
+        self.state.bury()
+        self._carry_out_late()
+        self._reaper = self._beat = self._queue_timer = self._deadlock_check = self._alarm = self._close_timer = None
+        self._openers.clear()
+        self._closers.clear()
+        self.life = "closed"
+
+    # -- get
+
+    async def acquire(self, timeout: float | None, *, loose: bool, found_broken: Slot[C] | None = None) -> Slot[C]:
+        """Lend a connection by the long way round: every get that the warm path leaves.
+
+        ``loose``: by ``await``, so that anybody may release it. Between taking a connection and owning it there is
+        no await but the waiter's own, whose ``except`` passes the connection on.
+        """
+        state = self.state
+        try:
+            self.check_open()
+        except PoolClosed:
+            state.gets_failed += 1
+            raise
+        loop = self.loop
+        now = loop.time()
+        if found_broken is not None:
+            state.found_broken(found_broken, now)
+        slot = self._take(now)
+        if slot is not None:
+            self._lend(slot, loose=loose, waited=0.0)
+            return slot
+        limit = self.config.connection_timeout if timeout is None else timeout
+        if limit is None:
+            limit = inf
+        if limit == 0:
+            raise self._timed_out(self._picture(None), 0.0, 0.0)
+        waiter = GetWaiter[C](loop.create_future(), asyncio.current_task(), now, limit, patient=timeout is None)
+        queued = state.enqueue(waiter, now)
+        self.after()
+        if not queued:
+            state.gets_failed += 1
+            msg = (
+                f"{self.label}: {self.numbers()}, and max_waiting={self.config.max_waiting}: try again later, or "
+                "raise max_waiting or max_size"
+            )
+            raise PoolOverloaded(msg)
+        timer = self._arm_deadline(waiter)
+        state.waiting += 1
+        try:
+            answer = await waiter.future
+        except BaseException:
+            # Cancelled, perhaps in the tick of the hand-off; or thrown out at the end of the loop.
+            state.gets_cancelled += 1
+            self._left(waiter)
+            raise
+        finally:
+            state.waiting -= 1
+            if timer is not None:
+                timer.cancel()
+        waited = loop.time() - now
+        if isinstance(answer, Slot):
+            if not waiter.direct:
+                state.gets_waited += 1
+                state.wait_time += waited
+            self._lend(answer, loose=loose, waited=waited)
+            return answer
+        if isinstance(answer, _Picture):
+            raise self._timed_out(answer, waited, limit)
+        state.gets_failed += 1
+        raise self._refusal(cast("_Failure", answer).error)
+
+    async def try_acquire(self) -> Slot[C] | None:
+        """Lend an idle connection, tested if it must be, or None: never queues for a return, never connects."""
+        self.check_open()
+        now = self.loop.time()
+        slot = self._take(now)
+        if slot is None and self.state.stale and not self.state.live:
+            waiter = GetWaiter[C](self.loop.create_future(), asyncio.current_task(), now, inf, idle_only=True)
+            self.state.enqueue(waiter, now)
+            self.after()
+            try:
+                answer = await waiter.future
+            except BaseException:
+                self._left(waiter)
+                raise
+            if isinstance(answer, _Failure):
+                raise self._refusal(answer.error)
+            slot = cast("Slot[C] | None", answer)
+        if slot is not None:
+            self._lend(slot, loose=True, waited=self.loop.time() - now)
+        return slot
+
+    def _take(self, now: float) -> Slot[C] | None:
+        slot = self.state.take(now)
+        if slot is not None:
+            slot.holder = asyncio.current_task()
+            slot.stamp = now
+        self.after()
+        return slot
+
+    def _lend(self, slot: Slot[C], *, loose: bool, waited: float) -> None:
+        slot.uses += 1
+        slot.loose = loose
+        if self._stacks:
+            slot.stack = _stack()
+            slot.reported = False
+        if self._listeners:
+            self.emit(CheckedOut(slot.id, waited))
+
+    def _left(self, waiter: GetWaiter[C]) -> None:
+        """A get went away. What it was given in this very tick goes on to the next."""
+        future = waiter.future
+        now = self._now()
+        if future.done() and not future.cancelled() and isinstance(slot := future.result(), Slot):
+            self.state.put_back(slot, now)
+        else:
+            self.state.give_up(waiter, now)
+        self.after()
+
+    def _refusal(self, error: BaseException | None) -> PoolError:
+        if error is None:
+            return self.closed_error()
+        if isinstance(error, PoolDeadlock):
+            return error
+        refusal = ConnectError(f"{self.label}: connecting failed: {_text(error)}; {self.numbers()}")
+        refusal.__cause__ = error
+        return refusal
+
+    def _arm_deadline(self, waiter: GetWaiter[C]) -> asyncio.TimerHandle | None:
+        """One shared timer serves the default time-out, whose queue stands in the order of the deadlines."""
+        if waiter.limit == inf or not waiter.queued:
+            return None
+        if not waiter.patient:
+            return self.loop.call_at(waiter.deadline, self._expire, waiter, context=self._context)
+        if self._queue_timer is None:
+            self._queue_timer = self.loop.call_at(waiter.deadline, self._expire_queue, context=self._context)
+        return None
+
+    def _expire(self, waiter: GetWaiter[C]) -> None:
+        if waiter.offer_picture(self._picture(waiter)):
+            self.state.give_up(waiter, self.loop.time())
+            self.after()
+
+    def _expire_queue(self) -> None:
+        assert self._queue_timer is not None
+        now = max(self.loop.time(), self._queue_timer.when())
+        self._queue_timer = None
+        late: list[GetWaiter[C]] = []
+        for waiter in cast("Iterable[GetWaiter[C]]", self.state.waiters):
+            if waiter.queued and waiter.patient:
+                if waiter.deadline > now:
+                    self._queue_timer = self.loop.call_at(waiter.deadline, self._expire_queue, context=self._context)
+                    break
+                late.append(waiter)
+        pictures: dict[str, _Picture] = {}  # one for all of a kind: a hundred thousand may end at once
+        for waiter in late:
+            phase = self.state.phase(waiter)
+            if phase not in pictures:
+                pictures[phase] = self._picture(waiter)
+            waiter.offer_picture(pictures[phase])
+        now = self.loop.time()
+        for waiter in late:
+            self.state.give_up(waiter, now)
+        self.after()
+
+    def _picture(self, waiter: GetWaiter[C] | None) -> _Picture:
+        state = self.state
+        parts = [self.numbers()]
+        if holders := sorted(self.holders(), key=lambda holder: -holder.held)[:3]:
+            longest = ", ".join(f"#{h.connection_id} for {h.held:.3g} s by {h.task or 'no task'}" for h in holders)
+            parts.append(f"held longest: {longest}")
+        if blocked := state.blocked_holders():
+            parts.append(f"holders that wait for another connection themselves: {blocked}")
+        if state.last_error is not None:
+            parts.append(f"last connect error: {_text(state.last_error)}")
+        return _Picture(state.phase(waiter), "; ".join(parts), state.snapshot(), state.last_error)
+
+    def _timed_out(self, picture: _Picture, waited: float, limit: float, *, counted: bool = True) -> PoolTimeout:
+        if counted:
+            self.state.gets_timed_out += 1
+            if self._listeners:
+                self.emit(TimedOut(limit))
+        error = PoolTimeout(
+            f"{self.label}: no connection within {limit:g} s (phase {picture.phase}, waited {waited:.3g} s): "
+            f"{picture.text}",
+            phase=picture.phase,
+            waited=waited,
+            state=picture.state,
+        )
+        error.__cause__ = picture.cause
+        return error
+
+    def numbers(self) -> str:
+        now = self.state.snapshot()
+        counts = [f"{now.in_use} of {self.config.max_size} in use", f"{now.idle} idle"]
+        for what in ("opening", "validating", "resetting", "closing"):
+            if count := getattr(now, what):
+                counts.append(f"{count} {what}")
+        return ", ".join([*counts, f"{now.waiting} waiting"])
+
+    def holders(self) -> list[Holder]:
+        """Who holds what, and how long."""
+        now = self._now() if self.state.slots else 0.0
+        return [
+            Holder(slot.id, slot.holder.get_name(), max(0.0, now - slot.stamp), slot.stack)
+            for slot in self.state.slots
+            if slot.holder is not None
+        ]
+
+    # -- give back
+
+    def give_back(self, slot: Slot[C], *, raised: bool, discard: bool = False) -> None:
+        """End a lease: bookkeeping now; the wiping and closing go on in tasks of the pool's own."""
+        state = self.state
+        if slot not in state.slots:
+            return  # close() has terminated it
+        if self.loop.is_closed():
+            self.reclaim(slot)
+            return
+        now = self.loop.time()
+        if self._listeners:
+            self.emit(CheckedIn(slot.id, now - slot.stamp))
+        if state.give_back(slot, now, raised=raised, discard=discard) and self.wipe(slot):
+            state.restock(slot, now)
+        self.after()
+
+    def wipe(self, slot: Slot[C]) -> bool:
+        """Wipe what the borrower left behind. True: there is nothing to wipe; else the connection comes back later."""
+        try:
+            wiping = None if self.reset is None else self.reset(slot.conn)
+        except Exception as error:  # noqa: BLE001 - whatever an adapter raises
+            self._reset_failed(slot, error)
+            self.state.reset_failed(slot, self._now())
+            self.after()
+            return False
+        if wiping is None:
+            return True
+        self.state.begin_reset(slot, self._now())
+        self._start(slot, _await(wiping), "reset", self.config.reset_timeout, self._reset_done)
+        self.after()
+        return False
+
+    def reclaim(self, slot: Slot[C], stack: str | None = None) -> None:
+        """A lease was garbage-collected, or came back after its loop: terminate what it held."""
+        state = self.state
+        if slot in state.slots:
+            if self._listeners:
+                self.emit(Leaked(slot.id, self._now() - slot.stamp, stack))
+            state.reclaim(slot, self._now())
+        self.after()
+
+    def detach(self, slot: Slot[C]) -> None:
+        """A lent connection leaves the pool for good."""
+        now = self._now()
+        if self._listeners:
+            self.emit(CheckedIn(slot.id, now - slot.stamp))
+        if slot in self.state.slots:
+            self.state.detach(slot, now)
+            if self._listeners:
+                self.emit(Released(slot.id, now - slot.born, CloseReason.DETACHED))
+        self.after()
+
+    def _reset_done(self, slot: Slot[C], call: Call, error: BaseException | None, _: Any) -> None:
+        if slot not in self.state.resetting:
+            return
+        if call.ended and not call.abandoned:
+            error = TimeoutError(f"reset took longer than reset_timeout={self.config.reset_timeout} s")
+        if error is not None:
+            self._reset_failed(slot, error)
+        self.state.reset_done(slot, self._now(), ok=error is None, timed_out=call.ended)
+
+    def _reset_failed(self, slot: Slot[C], error: BaseException) -> None:
+        if self._listeners:
+            self.emit(ResetFailed(slot.id, error))
+        self.report(error, f"reset of connection #{slot.id} failed, so it is closed")
+
+    # -- orders
+
+    def after(self) -> None:
+        """Carry out what the state decided, and set the timers by it: the end of every turn through the state."""
+        state = self.state
+        if self.loop.is_closed():
+            self._carry_out_late()
+            return
+        while state.orders:
+            orders, state.orders = state.orders, []
+            for order, subject in orders:
+                self._carry_out(order, subject)
+        if self.life == "closing":
+            self._look_whether_closed()
+            return
+        if state.parked and state.fresh:
+            state.wake(self.loop.time())
+            if self._beat is None:
+                self._beat = self.loop.call_later(self._period, self._on_beat, context=self._context)
+        when = state.alarm()
+        if when != inf and (self._alarm is None or when < self._alarm.when()):
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self.loop.call_at(when, self._on_alarm, context=self._context)
+        if state.live and self._deadlock_check is None and self.config.detect_deadlock and state.might_deadlock():
+            delay = max(0.0, self._next_deadlock_check - state.tick)
+            self._deadlock_check = self.loop.call_later(delay, self._find_deadlock, 2, context=self._context)
+
+    def _carry_out(self, order: Order, subject: Any) -> None:
+        if order is Order.CONNECT:
+            self._start(subject, self._open_one(), "connect", self.config.create_timeout, self._connected)
+            return
+        slot: Slot[C] = subject
+        if order is Order.TEST:
+            self._start(slot, self._test_one(slot), "is_valid", self.config.validation_timeout, self._tested)
+            return
+        assert slot.mark is not None
+        if self._listeners:
+            self.emit(Released(slot.id, self._now() - slot.born, slot.mark))
+        if (under_way := self._calls.pop(slot, None)) is not None:
+            # A test or reset that nobody waits for any more: it ends by itself, or is abandoned.
+            self._calls[under_way] = under_way
+            under_way.end()
+        if order is Order.TERMINATE:
+            terminated = self._terminate(slot)
+            if self._final or (terminated and (self._on_release is None or slot.mark in _SILENT)):
+                if not terminated:
+                    self._abandoned(f"connection #{slot.id}")
+                self.state.gone(slot, self._now())
+                return
+        self._start(slot, self._goodbye(slot), "close", self.config.close_timeout, self._closed)
+
+    def _start(
+        self,
+        key: Any,
+        coro: Coroutine[Any, Any, Any],
+        verb: str,
+        timeout: float | None,
+        done: Callable[[Any, Call, BaseException | None, Any], None],
+    ) -> Call:
+        """Call one verb of the manager in a task of the pool's own."""
+
+        def finished(call: Call, error: BaseException | None, result: Any) -> None:
+            if self._calls.get(key) is call:
+                del self._calls[key]
+            else:
+                self._calls.pop(call, None)
+            if call.abandoned:
+                self._abandoned(f"a call of {verb}")
+            done(key, call, error, result)
+            self.after()
+
+        slot = key if isinstance(key, Slot) else None
+        call = Call(
+            self.loop,
+            coro,
+            name=f"{self.config.name}: {verb}" + ("" if slot is None else f" #{slot.id}"),
+            context=self._context,
+            timeout=timeout,
+            done=finished,
+            rescue=None if slot is None else lambda: self._rescue(slot),
+            spill=self._dispose if verb == "connect" else None,
+        )
+        self._calls[key] = call
+        return call
+
+    def _rescue(self, slot: Slot[C]) -> None:
+        self._terminate(slot)
+
+    async def _open_one(self) -> C:
+        conn = await self.manager.connect()
+        try:
+            if self.is_broken(conn):
+                msg = "the new connection is broken already: has_broken is true"
+                raise ConnectionError(msg)
+            if self._on_acquire is not None:
+                await self._on_acquire(conn)
+        except BaseException:
+            self._dispose(conn)
+            raise
+        return conn
+
+    def _connected(self, approval: Approval[C], call: Call, error: BaseException | None, conn: C) -> None:
+        state = self.state
+        now = self._now()
+        if error is None and not call.ended:
+            if self._outage and self.config.error_sink is None:
+                logger.warning("%s: connecting works again, after %d failures", self.label, self._outage)
+            self._outage = 0
+            slot = state.put(approval, conn, now, self._lifetime())
+            if self._listeners:
+                self.emit(Acquired(slot.id))
+            if self.life == "opening" and len(state.slots) >= self.config.min_idle:
+                self._end_opening(None)
+            return
+        if error is None:
+            self._dispose(conn)
+        if self.life == "closing":
+            state.connect_failed(approval, None, now, transient=True, jitter=0.0)
+            return
+        error = self._connect_error(call, error)
+        if self._listeners:
+            self.emit(ConnectFailed(error))
+        self._outage += 1
+        if self._outage == 1 or self.config.error_sink is not None:
+            self.report(error, "connecting failed")
+        transient = self._transient(error)
+        state.connect_failed(approval, error, now, transient=transient, jitter=_random())
+        if self.life == "opening" and not (transient and self.config.retry_connection):
+            self._end_opening(error)
+
+    # -- by the owner
+
+    def add(self, conn: C) -> bool:
+        """Take a connection in. False: no room."""
+        slot = self.state.add(conn, self._now(), self._lifetime())
+        if slot is not None and self._listeners:
+            self.emit(Acquired(slot.id))
+        self.after()
+        return slot is not None
+
+    def resize(self, config: PoolConfig) -> None:
+        """Put another size in force."""
+        self.config = config
+        if self.state.is_open:
+            self.state.resize(config, self._now())
+            self.after()
+        else:
+            self.state.configure(config)
+
+    def evict(self, predicate: Callable[[C], bool] | None) -> int:
+        """Retire the generation, or those that the predicate picks."""
+        slots = self.state.slots
+        # Judged before anything changes: a predicate that raises leaves the pool as it was.
+        chosen = None if predicate is None else {slot for slot in list(slots) if predicate(slot.conn)}
+        retired = self.state.evict(chosen, self._now())
+        self.after()
+        return retired
+
+    def mark_forked(self) -> None:
+        """In the child of a fork: if the pool is open, it is the parent's."""
+        if self.life not in ("new", "closed"):
+            self.forked = True
+            self.state.slow = True
+
+    # -- beside the pool
+
+    async def connect_dedicated(self) -> C:
+        """Open a connection that is the caller's own. The driver's error comes unchanged."""
+        self.check_open()
+        loop = self.loop
+        started = loop.time()
+        opened: asyncio.Future[C] = loop.create_future()
+
+        def done(_: object, call: Call, error: BaseException | None, conn: C) -> None:
+            if opened.done() or (call.ended and error is None):
+                if error is None:
+                    self._dispose(conn)
+            elif error is None:
+                opened.set_result(conn)
+                return
+            if opened.done():
+                return
+            if call.ended and self.life == "closing":
+                opened.set_exception(self.closed_error())
+            elif call.ended:
+                picture = _Picture("connect", self.numbers(), self.state.snapshot(), self.state.last_error)
+                limit = self.config.create_timeout or 0.0
+                opened.set_exception(self._timed_out(picture, loop.time() - started, limit, counted=False))
+            else:
+                opened.set_exception(self._connect_error(call, error))
+
+        call = self._start(opened, self._open_one(), "connect", self.config.create_timeout, done)
+        try:
+            return await opened
+        except BaseException:
+            if opened.done() and not opened.cancelled() and opened.exception() is None:
+                self._dispose(opened.result())  # cancelled in the tick of its success
+            elif not call.task.done():
+                call.end()
+            raise
+
+    def close_dedicated(self, conn: C) -> None:
+        """Close such a connection, in a task of the pool's own."""
+        if self.forked:
+            return
+        self._dispose(conn, gently=True)
+
+    def _connect_error(self, call: Call, error: BaseException | None) -> BaseException:
+        if call.ended:
+            return TimeoutError(f"connect took longer than create_timeout={self.config.create_timeout} s")
+        if error is None or isinstance(error, asyncio.CancelledError):
+            return ConnectionAbortedError("the connect was cancelled from outside of the pool")
+        return error
+
+    def _transient(self, error: BaseException) -> bool:
+        if self._transient_verb is None or not isinstance(error, Exception):
+            return True
+        try:
+            return bool(self._transient_verb(error))
+        except Exception as bug:  # noqa: BLE001 - whatever an adapter raises
+            self.hook_failed(bug, "is_transient raised, so the connect error counts as transient")
+            return True
+
+    async def _test_one(self, slot: Slot[C]) -> bool:
+        return await self.manager.is_valid(slot.conn)
+
+    def _tested(self, slot: Slot[C], call: Call, error: BaseException | None, result: Any) -> None:
+        if slot not in self.state.validating:
+            return
+        if call.ended and not call.abandoned:
+            error = TimeoutError(f"is_valid took longer than validation_timeout={self.config.validation_timeout} s")
+        elif error is None and not isinstance(result, bool):
+            error = TypeError(f"is_valid must return True or False, not {result!r}: is a 'return True' missing?")
+        if error is not None:
+            self.report(error, f"the test of connection #{slot.id} failed, so it is closed")
+        valid = error is None and result is True
+        self.state.tested(slot, self._now(), valid=valid, timed_out=call.ended)
+
+    async def _goodbye(self, slot: Slot[C]) -> None:
+        if self._on_release is not None and slot.mark not in _SILENT:
+            try:
+                await self._on_release(slot.conn)
+            except Exception as error:  # noqa: BLE001 - whatever a hook raises
+                self.hook_failed(error, f"on_release of connection #{slot.id} raised")
+        if not slot.terminated:
+            await self.manager.close(slot.conn)
+
+    def _closed(self, slot: Slot[C], call: Call, error: BaseException | None, _: Any) -> None:
+        if call.ended:
+            error = TimeoutError(f"close took longer than close_timeout={self.config.close_timeout} s")
+        if error is not None:
+            if not self._final:
+                self.report(error, f"closing connection #{slot.id} failed")
+            if not self._terminate(slot) and call.ended and not call.abandoned:
+                self._abandoned(f"connection #{slot.id}")
+        self.state.gone(slot, self._now())
+
+    def _terminate(self, slot: Slot[C]) -> bool:
+        """Drop the socket, once. False: the manager has no ``terminate``, or it failed."""
+        if not slot.terminated and self._terminate_verb is not None:
+            slot.terminated = True
+            try:
+                self._terminate_verb(slot.conn)
+            except Exception as error:  # noqa: BLE001 - whatever an adapter raises
+                self.hook_failed(error, f"terminate of connection #{slot.id} raised")
+        return slot.terminated
+
+    def _dispose(self, conn: C, *, gently: bool = False) -> None:
+        """Get rid of a connection outside the pool: one that came too late, or a dedicated one."""
+        slot = Slot(conn, 0, 0.0, inf)
+        slot.mark = CloseReason.DETACHED  # no on_release
+        if gently or not self._terminate(slot):
+            if self.loop.is_closed():
+                self._abandoned("a connection that came too late")
+            else:
+                self._start(slot, self._goodbye(slot), "close", self.config.close_timeout, self._disposed)
+
+    def _disposed(self, slot: Slot[C], call: Call, error: BaseException | None, _: Any) -> None:
+        if error is not None:
+            self.report(error, "closing a connection that was not wanted any more failed")
+        if error is not None and not self._terminate(slot) and call.ended and not call.abandoned:
+            self._abandoned("a connection that was not wanted any more")
+
+    def _abandoned(self, what: str) -> None:
+        self.state.abandoned += 1
+        logger.warning("%s: %s was abandoned: it ended neither when cancelled nor by terminate", self.label, what)
+
+    def _carry_out_late(self) -> None:
+        """The loop is closed: nothing can be awaited any more."""
+        self.state.orders.clear()
+        for slot in list(self.state.closing):
+            self._drop(slot)
+        self.state.orders.clear()
+
+    def _drop(self, slot: Slot[C]) -> None:
+        if not self._terminate(slot):
+            self._abandoned(f"connection #{slot.id}")
+        self.state.gone(slot, self.state.tick)
+
+    # -- by the clock
+
+    def _on_beat(self) -> None:
+        self._beat = None
+        if self.state.beat(self.loop.time()):
+            self._beat = self.loop.call_later(self._period, self._on_beat, context=self._context)
+
+    def _on_alarm(self) -> None:
+        assert self._alarm is not None
+        # asyncio may fire a timer a clock's resolution early: what was due is due.
+        now = max(self.loop.time(), self._alarm.when())
+        self._alarm = None
+        self.state.look(now)
+        self.after()
+
+    def _reap(self) -> None:
+        self._reaper = self.loop.call_later(self.config.reaper_rate, self._reap, context=self._context)
+        now = self.loop.time()
+        self.state.reap(now)
+        if (threshold := self.config.leak_threshold) is not None:
+            for slot in list(self.state.slots):
+                held = now - slot.stamp
+                if slot.holder is not None and held > threshold and not slot.reported:
+                    slot.reported = True
+                    if self._listeners:
+                        self.emit(Leaked(slot.id, held, slot.stack))
+                    leak = f"connection #{slot.id} is held for {held:.3g} s, longer than leak_threshold={threshold:g}"
+                    self.report(ResourceWarning(f"{self.label}: {leak}, taken at:\n{slot.stack}"), leak)
+        self.after()
+
+    def _find_deadlock(self, turns: int) -> None:
+        state = self.state
+        self._deadlock_check = None
+        if not state.might_deadlock():
+            return
+        if turns:
+            self._deadlock_check = self.loop.call_soon(self._find_deadlock, turns - 1, context=self._context)
+            return
+        # A look goes through all waiters: under load it must stay rare.
+        self._next_deadlock_check = self.loop.time() + max(0.02, 5e-6 * len(state.waiters))
+        victim = cast("GetWaiter[C] | None", state.deadlock())
+        if victim is None:
+            return
+        names = sorted({slot.holder.get_name() for slot in state.slots})
+        waited = self.loop.time() - victim.started
+        error = PoolDeadlock(
+            f"{self.label}: deadlock: each of its {len(state.slots)} connections is held by a task that waits for "
+            f"another one ({', '.join(names)}): do not get a second connection while holding one, or raise max_size; "
+            f"{self.numbers()}",
+            phase="queue",
+            waited=waited,
+            state=state.snapshot(),
+        )
+        state.refuse(victim, error)
+        self.after()
+
+    # -- telling
+
+    def is_broken(self, conn: C) -> bool:
+        """Ask ``has_broken``. Raising means broken."""
+        try:
+            return bool(self.has_broken(conn))
+        except Exception as error:  # noqa: BLE001 - whatever an adapter raises
+            self.hook_failed(error, "has_broken raised, so the connection counts as broken")
+            return True
+
+    def emit(self, event: Event) -> None:
+        """Tell the listeners. None of them can break the pool."""
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception as error:  # noqa: BLE001 - whatever a listener raises
+                self.hook_failed(error, f"a listener raised on {type(event).__name__}")
+
+    def hook_failed(self, error: Exception, what: str) -> None:
+        """Count an error of somebody's hook, and report it."""
+        self.state.hook_errors += 1
+        self.report(error, what)
+
+    def report(self, error: BaseException, what: str) -> None:
+        """Give an error that reaches no caller to the sink, or to the log. The sink cannot break the pool either."""
+        if self.config.error_sink is None:
+            logger.warning("%s: %s: %s", self.label, what, _text(error))
+            return
+        try:
+            self.config.error_sink(error)
+        except Exception as bug:  # noqa: BLE001 - whatever a sink raises
+            self.state.hook_errors += 1
+            logger.warning("%s: the error_sink raised %s", self.label, _text(bug))
+
+    def _now(self) -> float:
+        return self.loop.time()
+
+    def _lifetime(self) -> float:
+        """Draw a connection's own lifetime at its birth, so that they do not all expire together (sqlx #2854)."""
+        if self.config.max_lifetime is None:
+            return inf
+        return self.config.max_lifetime * (1 - self.config.lifetime_jitter * _random())
+
+
+def _text(error: BaseException) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _stack() -> str:
+    """Where the user's code is."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("pool_core."):
+        frame = frame.f_back
+    return "".join(traceback.format_stack(frame))
+
+
+def _random() -> float:
+    """In [0, 1). The module ``random`` would cost 3 ms to import."""
+    return int.from_bytes(os.urandom(6), "big") / (1 << 48)
+
+
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
