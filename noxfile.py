@@ -78,7 +78,8 @@ def is_set(variable: str) -> bool:
 
 def install(session: nox.Session, groups: list[str], packages: list[str], *options: str) -> None:
     """Install development groups, then packages of this repository as editable."""
-    session.install(*nox.project.dependency_groups(PYPROJECT, *groups))
+    if groups:
+        session.install(*nox.project.dependency_groups(PYPROJECT, *groups))
     session.install(*options, *(part for package in packages for part in ("-e", f"packages/{package}")))
 
 

@@ -10,11 +10,13 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 prefix=debian-built/
 base=${prefix}base:bookworm
+label=pool-core.recipe # of each image: what it was made from
 images=(postgres:15 redis:7 mariadb:10.11 mongo:7 edoburu/pgbouncer:1)
 packages=postgresql-15,redis-server,mariadb-server,pgbouncer,python3
 mongo_stand_in=secantusdb==0.7.0b3
 python=${PYTHON:-python3}
 
+command -v timeout >/dev/null || timeout() { shift; "$@"; } # macOS has none
 say() { printf '[containers %3ds] %s\n' "$SECONDS" "$*"; }
 die() { printf '[containers %3ds] FAILED: %s\n' "$SECONDS" "$*" >&2; exit 1; }
 answers() { timeout 10 docker info >/dev/null 2>&1; }
@@ -24,7 +26,8 @@ install() { # package...
     need_root "installing $*"
     say "installing Debian packages: $*"
     export DEBIAN_FRONTEND=noninteractive
-    { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@"; } >"$work/apt.log" 2>&1 ||
+    # One source that is out of reach (update fails then) need not be the one that has these packages.
+    { apt-get update -qq || true; apt-get install -y -qq --no-install-recommends "$@"; } >"$work/apt.log" 2>&1 ||
         { tail -20 "$work/apt.log" >&2; die "apt-get could not install: $*"; }
 }
 
@@ -76,10 +79,10 @@ say "Docker $(docker version -f '{{.Server.Version}}') answers"
 # --- the images ---------------------------------------------------------------------------------------------------
 
 recipe_of() { # directory: what the image is made from, as one word
-    { echo "$base_recipe $mongo_stand_in"; find "$here/images/$1" -type f | LC_ALL=C sort | xargs cat; } | sha256sum | cut -c1-16
+    { echo "$base_recipe $mongo_stand_in"; find "$here/images/$1" -type f | LC_ALL=C sort | xargs cat; } | git hash-object --stdin | cut -c1-16
 }
 directory_of() { local name=${1%:*}; echo "${name##*/}"; }
-built_from() { docker image inspect -f '{{index .Config.Labels "recipe"}}' "$1" 2>/dev/null || true; }
+built_from() { docker image inspect -f '{{index .Config.Labels "'$label'"}}' "$1" 2>/dev/null || true; }
 make_base() { # tar file: Debian 12 with all the servers, from the machine's own apt sources, so that no mirror is named here
     local sources
     mapfile -t sources < <(apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Identifier: Packages' |
@@ -98,7 +101,7 @@ fetch_stand_in() { # directory: for Debian 12's Python, whichever Python runs pi
         --implementation cp --python-version 3.11 --abi cp311 --abi abi3 --abi none \
         --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform any "$mongo_stand_in"
 }
-base_recipe=$({ echo "$packages"; declare -f make_base; } | sha256sum | cut -c1-16)
+base_recipe=$({ echo "$packages"; declare -f make_base; } | git hash-object --stdin | cut -c1-16)
 
 wanted=()
 for image in "${images[@]}"; do
@@ -118,16 +121,19 @@ if ! present "$base"; then
 fi
 
 # MongoDB itself is in neither Debian nor PyPI; SecantusDB speaks its wire protocol. pip fetches it meanwhile.
-fetch_stand_in "$work/site" >"$work/pip.log" 2>&1 &
-fetching=$!
+fetching=
+if [[ " ${wanted[*]} " = *" mongo:7 "* ]]; then
+    fetch_stand_in "$work/site" >"$work/pip.log" 2>&1 &
+    fetching=$!
+fi
 if [ "$(built_from "$base")" != "$base_recipe" ]; then
     need_root "building the base image"
     command -v mmdebstrap >/dev/null || install mmdebstrap
     say "building $base: ${packages//,/ } (about 45 s)"
     make_base "$work/base.tar" 2>"$work/base.log" || { tail -20 "$work/base.log" >&2; die "mmdebstrap could not make the base image."; }
-    docker import --change "LABEL recipe=$base_recipe" "$work/base.tar" "$base" >/dev/null
+    docker import --change "LABEL $label=$base_recipe" "$work/base.tar" "$base" >/dev/null || die "docker import failed."
 fi
-wait $fetching || { tail -20 "$work/pip.log" >&2; die "pip could not fetch $mongo_stand_in."; }
+[ -z "$fetching" ] || wait "$fetching" || { tail -20 "$work/pip.log" >&2; die "pip could not fetch $mongo_stand_in."; }
 
 for image in "${wanted[@]}"; do
     directory=$(directory_of "$image")
@@ -135,7 +141,8 @@ for image in "${wanted[@]}"; do
     say "building $prefix$image"
     cp -r "$here/images/$directory" "$work/$directory"
     [ "$directory" != mongo ] || mv "$work/site" "$work/mongo/site"
-    docker build --force-rm --build-arg BASE="$base" --label recipe="$recipe" -t "$prefix$image" "$work/$directory" \
+    docker build --force-rm --build-arg BASE="$base" --label $label="$recipe" -t "$prefix$image" "$work/$directory" \
         >"$work/build.log" 2>&1 || { tail -20 "$work/build.log" >&2; die "docker build of $image failed."; }
 done
+docker image prune -f --filter label=$label >"$work/prune.log" # those that the new ones replaced
 say "all images are there: ${images[*]} (under $prefix)"

@@ -167,6 +167,22 @@ def test_the_set_up_says_that_it_needs_root() -> None:
 
 
 @pytest.mark.usefixtures("containers")
+def test_a_package_s_server_starts_while_other_tests_run(tmp_path: Path) -> None:
+    """Nobody should wait for what could have been under way."""
+    package = tmp_path / "pool-redis" / "tests"
+    package.mkdir(parents=True)
+    wait = (
+        "from containers.plugin import SERVERS\n"
+        "def test_without_a_server(request):\n"
+        "    started = request.config.stash[SERVERS]._shared['redis']\n"
+        "    assert started.result(30).answers()\n"
+    )
+    done = run_pytest(package, wait + ASK)
+    assert done.returncode == 0, done.stdout
+    assert "redis: Redis" in done.stdout
+
+
+@pytest.mark.usefixtures("containers")
 def test_ctrl_c_leaves_no_container(tmp_path: Path) -> None:
     """Servers that stay behind eat a person's memory."""
     ask = (

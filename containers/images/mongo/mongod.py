@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 from pymongo import MongoClient
-from secantus.server import SecantusDBServer
+from secantus.server import SecantusDBServer  # pyright: ignore[reportMissingImports] (in the image only)
 
 
 def halt(server: SecantusDBServer) -> None:
