@@ -122,13 +122,12 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check")
     # Tests of different packages share file names, so each package's are checked on their own.
     session.run("mypy", *(f"packages/{package}/src" for package in PACKAGES))
-    roots = [*(f"packages/{package}/tests" for package in PACKAGES), "containers", "examples", "benchmarks"]
-    for root in roots:
-        if list((ROOT / root).rglob("*.py")):
-            base = "." if root == "containers" else f"{root}:."
-            exclude = ("--exclude", "containers/images/")
-            session.run("mypy", "--explicit-package-bases", *exclude, root, env={"MYPYPATH": base})
-    session.run("mypy", "noxfile.py", "conftest.py", env={"MYPYPATH": "."})
+    for tests in (f"packages/{package}/tests" for package in PACKAGES):
+        if test_files(tests):
+            session.run("mypy", "--explicit-package-bases", tests, env={"MYPYPATH": f"{tests}:."})
+    others = [name for name in ("containers", "examples", "benchmarks") if list((ROOT / name).rglob("*.py"))]
+    options = ("--explicit-package-bases", "--exclude", "containers/images/")
+    session.run("mypy", *options, *others, "noxfile.py", "conftest.py", env={"MYPYPATH": "."})
     python = shutil.which("python", path=session.bin) or sys.executable
     session.run("pyright", "--pythonpath", python)
 
