@@ -1,4 +1,4 @@
-"""aiomysql's connection, and the few of its privates that this adapter relies on: all of them are in this file.
+"""aiomysql's connection, and the few of its privates that this adapter relies on: all are here or in `has_broken`.
 
 Read in aiomysql 0.3.0 to 0.3.2 and run by the tests. Where a later release moves one, what uses it raises: has_broken
 then says broken and a reset fails, so that the connection is closed and never lent on.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import aiomysql
@@ -34,8 +36,9 @@ _ROLE: Final = 6  # its place in that row
 
 # The Python side of a session: what a borrower may set on the connection itself, by methods or by assignment.
 _ATTRIBUTES: Final = (
-    "_charset _echo _encoding _local_infile autocommit_mode cursorclass decoders encoders init_command sql_mode use_unicode"
-).split()
+    "_charset", "_echo", "_encoding", "_local_infile", "autocommit_mode", "cursorclass", "decoders", "encoders",
+    "init_command", "sql_mode", "use_unicode",
+)  # fmt: skip
 
 
 class TLSRefusedError(aiomysql.OperationalError):  # type: ignore[misc]
@@ -53,11 +56,13 @@ class OpenTransactionError(SessionStateError):
 class Connection(aiomysql.Connection):  # type: ignore[misc]
     """aiomysql's own connection, which refuses plain text where TLS was demanded and knows when a reply is half read."""
 
-    _reader = _writer = None  # so that __del__ finds them after a failed __init__
+    _reader: Any = None  # both, so that __del__ finds them after a failed __init__
+    _writer: Any = None
+    _result: Any = None
     stream: asyncio.StreamWriter | None = None  # also after the driver has forgotten it: for `abort` and `gone`
     half_read = False  # a reply to a query is being read, or reading one has failed in the middle
     clean: tuple[Any, ...] = ()  # the answer to _STATE when the connection was new
-    python_side: dict[str, Any] = {}  # noqa: RUF012 (replaced, never changed)
+    python_side: Mapping[str, Any] = MappingProxyType({})
 
     # The driver's own steps, each with what it lacks.
 
@@ -99,23 +104,16 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
             self.abort()
             raise
 
-    def is_dead(self) -> bool:
-        """Tell whether it is closed, at its end, or has something unread. Plain reads of attributes: no call, no I/O."""
-        if self._writer is None:
-            return True
-        reader = self._reader
-        if reader._eof or reader._exception is not None or reader._buffer:  # noqa: SLF001
-            return True
-        result = self._result
-        if result is not None and (result.unbuffered_active or result.has_next):
-            return True
-        return self.half_read or reader._waiter is not None  # noqa: SLF001 (another task reads from it this moment)
-
     def abort(self) -> None:
         """Drop the socket, whatever is unsent: a plain close never ends while a hung server takes nothing more."""
-        self.close()
+        self.stream = self._writer or self.stream
+        self._writer = self._reader = None
         if self.stream is not None:
-            self.stream.transport.abort()
+            try:
+                self.stream.transport.abort()
+            except RuntimeError:  # the loop is closed, and with it all that the transport has put off
+                if sock := self.stream.get_extra_info("socket"):
+                    sock._sock.close()
 
     async def say_goodbye(self) -> None:
         """Send COM_QUIT, if there is still somebody to hear it, and wait until the socket is closed."""
@@ -137,6 +135,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
 
         Raises: `SessionStateError` where that is impossible, or the server's error.
         """
+        self.__dict__.update(self.python_side)
         if self.get_transaction_status():
             # Both commands roll back, except after XA PREPARE: MariaDB then says OK and leaves a session that can
             # write no more. A ROLLBACK is refused in that state, and the refusal closes the connection.
@@ -145,7 +144,6 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
             await self._change_user()
         else:
             await self._reset_connection()
-        vars(self).update(self.python_side)
         database, client, results, collation, *_ = self.clean
         settings = [
             f"character_set_client={self._name(client)}",
@@ -194,9 +192,10 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
 
     async def _change_user(self) -> None:
         """Log in again on the same socket, as MySQL's mysql_change_user() does."""
+        charset: Any = charset_by_name(self._charset)
         # An unknown login method makes the server ask for the account's own, with a fresh challenge.
         parts = [self._user.encode(self._encoding), b"", (self._db or "").encode(self._encoding)]
-        payload = b"\0".join(parts) + b"\0" + struct.pack("<H", charset_by_name(self._charset).id) + b"ask\0"
+        payload = b"\0".join(parts) + b"\0" + struct.pack("<H", charset.id) + b"ask\0"
         texts = [text.encode() for pair in self._connect_attrs.items() for text in pair]
         attributes = b"".join(_lenenc_int(len(text)) + text for text in texts)
         await self._execute_command(_COM_CHANGE_USER, payload + _lenenc_int(len(attributes)) + attributes)

@@ -10,10 +10,10 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 import aiomysql
 
-from pool_mysql._driver import Connection, OpenTransactionError, SessionStateError, TestConnection, TLSRefusedError
+from pool_mysql._driver import Connection, OpenTransactionError, TestConnection
 from pool_mysql._settings import Settings
 
-__all__ = ["MySQLConnectionManager", "OpenTransactionError", "SessionStateError", "TLSRefusedError"]
+__all__ = ["MySQLConnectionManager"]
 
 Reset: TypeAlias = Literal["safe", "strict", "none"]
 OnOpenTransaction: TypeAlias = Literal["rollback", "close"]
@@ -117,7 +117,7 @@ class MySQLConnectionManager:
         """
         self._settings = self._settings.updated(url, settings)
 
-    async def connect(self) -> aiomysql.Connection:
+    async def connect(self) -> Connection:
         """Open one connection. Raises the driver's errors, and `TLSRefusedError`."""
         settings = self._settings.for_driver()
         for name in ("user", "password"):
@@ -136,23 +136,30 @@ class MySQLConnectionManager:
             raise
         return conn
 
-    async def is_valid(self, conn: aiomysql.Connection, /) -> bool:
+    async def is_valid(self, conn: Connection, /) -> bool:
         """Ask the server by COM_PING: one round trip. Never reconnects."""
         await conn.ping(reconnect=False)
         return True
 
-    def has_broken(self, conn: aiomysql.Connection, /) -> bool:
+    def has_broken(self, conn: Connection, /) -> bool:
         """Tell whether it is closed, at its end, or has something unread: without I/O, some 300 ns.
 
         Also broken: a connection in a transaction with ``open_transaction="close"``; one that has lost its test
         transaction (COMMIT, ROLLBACK or DDL was sent as SQL); one that no manager of this class has made.
         """
-        if conn.is_dead():
+        # Asked twice per get: attributes only, cheapest and likeliest first, no call that can be spared.
+        if conn._writer is None:  # closed
             return True
+        reader = conn._reader
+        if reader._eof or reader._exception is not None or reader._buffer or reader._waiter is not None:
+            return True  # ended; reset (after wait_timeout only this tells); unread bytes; another task is reading
+        result = conn._result
+        if conn.half_read or (result is not None and (result.unbuffered_active or result.has_next)):
+            return True  # draining could take for ever
         wanted = self._must_be_in_transaction
         return wanted is not None and conn.get_transaction_status() is not wanted
 
-    def reset(self, conn: aiomysql.Connection, /) -> Awaitable[None] | None:
+    def reset(self, conn: Connection, /) -> Awaitable[None] | None:
         """Wipe what the borrower left (see the class). Raises what makes the connection unfit to be lent again."""
         if self._test_transaction:
             return None
@@ -165,17 +172,19 @@ class MySQLConnectionManager:
             # The driver learns of a transaction from answers without rows only; that to a ping says it.
             await conn.ping(reconnect=False)
             if conn.get_transaction_status():
-                raise OpenTransactionError('the connection came back with an open transaction (open_transaction="close")')
+                raise OpenTransactionError(
+                    'the connection came back with an open transaction (open_transaction="close")'
+                )
         if self._reset == "none":
             await conn.rollback()
         else:
             await conn.wipe_session(log_in_again=self._reset == "strict")
 
-    async def close(self, conn: aiomysql.Connection, /) -> None:
+    async def close(self, conn: Connection, /) -> None:
         """Send COM_QUIT and wait until the socket is closed."""
         await conn.say_goodbye()
 
-    def terminate(self, conn: aiomysql.Connection, /) -> None:
+    def terminate(self, conn: Connection, /) -> None:
         """Drop the socket at once, with whatever is still unsent."""
         conn.abort()
 

@@ -60,10 +60,14 @@ class Settings:
 def _read_url(url: str) -> dict[str, Any]:
     """Take a URL apart. No error names more of it than a scheme or the name of a setting."""
     if not isinstance(url, str):
-        raise TypeError(f"the URL is of type {type(url).__name__}: give a str, mysql://user:password@host:3306/database")
+        raise TypeError(
+            f"the URL is of type {type(url).__name__}: give a str, mysql://user:password@host:3306/database"
+        )
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() not in _SCHEMES:
-        raise ValueError("the URL does not begin with mysql:// or mariadb://: write mysql://user:password@host:3306/database")
+        raise ValueError(
+            "the URL does not begin with mysql:// or mariadb://: write mysql://user:password@host:3306/database"
+        )
     login, _, after = rest.rpartition("@")
     if any(sign in login for sign in "/?#@") or any(sign in rest for sign in "\r\n\t"):
         raise ValueError(
