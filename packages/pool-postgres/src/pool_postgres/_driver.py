@@ -1,0 +1,162 @@
+"""What this adapter needs of asyncpg beyond its public interface: all of it stands here, and ``known`` looks first."""
+
+from __future__ import annotations
+
+import asyncio
+from traceback import walk_tb
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+
+import asyncpg
+import asyncpg.transaction
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
+
+__all__ = [
+    "cancelled",
+    "forget_borrower",
+    "forget_statements",
+    "is_cancelling",
+    "known",
+    "refuses_settings",
+    "tailored",
+    "tls_was_refused",
+    "was_reading_settings",
+]
+
+_CALLABLE: Final = ("_mark_stmts_as_closed", "_cancel_current_command")
+
+
+def known(conn: Any) -> bool:
+    """Tell whether this driver's connections still have what the functions below rely on."""
+    try:
+        return (
+            isinstance(conn._pool_release_ctr, int)
+            and conn._top_xact is None
+            and callable(conn._listeners.clear)
+            and callable(conn._log_listeners.clear)
+            and conn._protocol._is_cancelling() is False
+            and callable(conn._protocol._wait_for_cancellation)
+            and all(callable(getattr(conn, name)) for name in _CALLABLE)
+        )
+    except AttributeError:
+        return False
+
+
+def is_cancelling(conn: Any) -> bool:
+    """Tell whether a query was cut off, and the connection has not been used since.
+
+    It says nothing against the connection: the driver asks the server to cancel, and its next operation waits until
+    that is confirmed.
+    """
+    return conn._protocol._is_cancelling() is True
+
+
+async def cancelled(conn: Any) -> None:
+    """Wait until the server has confirmed the cancel of a query that was cut off. Raises if that closed the connection."""
+    await conn._protocol._wait_for_cancellation()
+    if conn.is_closed():
+        raise asyncpg.InterfaceError("the server did not confirm in time that a query was cancelled")
+
+
+def forget_borrower(conn: Any, *, transaction: bool, listeners: bool) -> None:
+    """End what the borrower's objects can still do to this connection.
+
+    Cursors, prepared statements and transactions of the past refuse from now on: a generator that is finalised late
+    would otherwise commit the next borrower's transaction. asyncpg's own pool counts releases for the same reason.
+
+    Args:
+        transaction: also forget the transaction object. A ROLLBACK sent as plain SQL leaves it in place, and the next
+            ``conn.transaction()`` would be a savepoint in no transaction.
+        listeners: also forget listeners. After UNLISTEN the driver would otherwise believe that it still listens, and
+            the next ``add_listener`` would send nothing.
+    """
+    conn._pool_release_ctr += 1
+    if transaction:
+        conn._top_xact = None
+    if listeners:
+        conn._listeners.clear()
+        conn._log_listeners.clear()
+
+
+def forget_statements(conn: Any) -> None:
+    """Forget all prepared statements, of which the server no longer knows any."""
+    conn._mark_stmts_as_closed()
+
+
+def tls_was_refused(exc: OSError) -> bool:
+    """Tell whether the server does not speak TLS though the settings demand it: only the driver's text says so."""
+    return type(exc) is ConnectionError and "rejected SSL upgrade" in str(exc)
+
+
+def was_reading_settings(exc: OSError) -> bool:
+    """Tell whether a file that the settings name could not be read (a certificate): the network was not reached."""
+    return any(frame.f_code.co_name == "_parse_connect_arguments" for frame, _ in walk_tb(exc.__traceback__))
+
+
+def refuses_settings(exc: asyncpg.InterfaceError | asyncpg.InternalClientError) -> bool:
+    """Tell an error of configuration or of authentication from one of a connection that was lost meanwhile."""
+    if isinstance(exc, asyncpg.InterfaceError):
+        return "closed" not in str(exc)
+    return "performing authentication" in str(exc)
+
+
+_DriverTransaction: Any = asyncpg.transaction.Transaction
+
+
+class _Transaction(_DriverTransaction):  # type: ignore[misc]
+    """A transaction whose end does not hide why it ended."""
+
+    __slots__ = ()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        connection = self._connection
+        try:
+            await super().__aexit__(kind, error, trace)
+        except Exception:
+            # Where the connection is gone there is nothing left to roll back. What the body raised, a CancelledError
+            # above all, goes on as it is.
+            if error is None or not connection.is_closed():
+                raise
+
+
+def tailored(base: Any, cancel_timeout: float | None, *, isolated: bool) -> type[Connection]:
+    """Derive the connection class that a manager lends from asyncpg's or the user's.
+
+    Args:
+        base: the class to derive from.
+        cancel_timeout: seconds until a cut-off query must be confirmed; None: the driver's way, without end.
+        isolated: False: leave out a transaction's isolation level, since a savepoint has none.
+    """
+
+    class Tailored(base):  # type: ignore[misc]
+        __slots__ = ()
+
+        if base.transaction is asyncpg.Connection.transaction:  # a user's own goes before ours
+
+            def transaction(
+                self, *, isolation: str | None = None, readonly: bool = False, deferrable: bool = False
+            ) -> _Transaction:
+                self._check_open()
+                return _Transaction(self, isolation if isolated else None, readonly, deferrable)
+
+        def _cancel_current_command(self, *waiters: asyncio.Future[None] | None) -> None:
+            super()._cancel_current_command(*waiters)
+            if cancel_timeout is None:
+                return
+            pending = [waiter for waiter in waiters if waiter is not None]
+            timer = asyncio.get_running_loop().call_later(cancel_timeout, self.terminate)
+
+            def confirmed(_: asyncio.Future[None]) -> None:
+                if all(waiter.done() for waiter in pending):
+                    timer.cancel()
+
+            for waiter in pending:
+                waiter.add_done_callback(confirmed)
+
+    Tailored.__name__, Tailored.__qualname__, Tailored.__module__ = base.__name__, base.__qualname__, base.__module__
+    return cast("type[Connection]", Tailored)
