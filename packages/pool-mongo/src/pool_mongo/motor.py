@@ -1,0 +1,91 @@
+"""The managers for motor, which runs PyMongo's sync client in threads. ``pip install "pool-mongo[motor]"``.
+
+Motor's life ended on 2026-05-14 (critical fixes until 2027-05-14). New programs take ``pool_mongo``'s own managers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession
+
+from . import _internals
+from ._managers import ClientManager, SessionManager
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Mapping
+
+    from ._driver import Driver
+
+__all__ = ["MotorClientManager", "MotorSessionManager"]
+
+
+class MotorDriver:
+    """Motor. A cancelled operation goes on in its thread: nothing that it works on may be lent to somebody else."""
+
+    def make(self, *arguments: Any, **options: Any) -> AsyncIOMotorClient[dict[str, Any]]:
+        """Make a client, without I/O; motor itself says ``connect=False``."""
+        return AsyncIOMotorClient(*arguments, **options)
+
+    def core(self, thing: Any) -> Any:
+        """PyMongo's sync client or session."""
+        return thing.delegate
+
+    async def open(self, client: AsyncIOMotorClient[dict[str, Any]]) -> None:
+        """Nothing to do: threads inherit no deadline."""
+
+    async def start_session(
+        self, client: AsyncIOMotorClient[dict[str, Any]], options: Mapping[str, Any]
+    ) -> AsyncIOMotorClientSession:
+        """Start a session."""
+        return await client.start_session(**options)
+
+    async def begin(self, session: AsyncIOMotorClientSession) -> None:
+        """Begin a transaction."""
+        session.start_transaction()
+
+    def is_dirty(self, session: AsyncIOMotorClientSession) -> bool:  # noqa: ARG002
+        """Never: `wipe` gives it a new session of the driver's."""
+        return False
+
+    def wipe(self, session: AsyncIOMotorClientSession, options: Mapping[str, Any]) -> Awaitable[None] | None:
+        """End PyMongo's session inside motor's, and put a new one there.
+
+        A thread left behind by a cancelled operation finds its session ended, instead of writing into the next
+        borrower's transaction or taking the number of its next write. A new session is no I/O.
+        """
+        inner = session.delegate
+        if inner.in_transaction or _internals.holds_a_connection(inner):
+            return self._abort(session, options)
+        inner.end_session()  # nothing to tell the server: it only goes back to the client's own store
+        self._renew(session, options)
+        return None
+
+    async def _abort(self, session: AsyncIOMotorClientSession, options: Mapping[str, Any]) -> None:
+        await session.end_session()
+        self._renew(session, options)
+
+    def _renew(self, session: AsyncIOMotorClientSession, options: Mapping[str, Any]) -> None:
+        session.delegate = session.client.delegate.start_session(**options)
+
+    async def close(self, client: AsyncIOMotorClient[dict[str, Any]]) -> None:
+        """Close in a thread: motor's own close() talks to the server on the event loop's thread."""
+        await asyncio.to_thread(client.close)
+
+    def drop(self, client: AsyncIOMotorClient[dict[str, Any]]) -> None:
+        """Close here and now: with nothing to say to the server it does not wait."""
+        _internals.abandon(client.delegate)
+        client.close()
+
+
+class MotorSessionManager(SessionManager[AsyncIOMotorClient[dict[str, Any]], AsyncIOMotorClientSession]):
+    """`pool_mongo.MongoSessionManager` for motor: a lease is an ``AsyncIOMotorClientSession``."""
+
+    _driver: ClassVar[Driver[Any, Any]] = MotorDriver()
+
+
+class MotorClientManager(ClientManager[AsyncIOMotorClient[dict[str, Any]], AsyncIOMotorClientSession]):
+    """`pool_mongo.MongoClientManager` for motor: a lease is an ``AsyncIOMotorClient``."""
+
+    _driver: ClassVar[Driver[Any, Any]] = MotorDriver()
