@@ -1,0 +1,327 @@
+"""A world around PoolState alone: its gets, its connections and its clock, for the walk and for Hypothesis.
+
+Every operation is one that the shell could do now; after each one `check` asserts the invariants and the FIFO oracle.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from pool_core._config import PoolConfig
+from pool_core._events import CloseReason
+from pool_core._state import Approval, Order, PoolState, Slot, Waiter
+
+
+class Conn:
+    """A connection that can be broken."""
+
+    def __init__(self) -> None:
+        self.broken = False
+
+
+class Get(Waiter[Conn]):
+    """A get: it may die of a cancel that the state has not heard of yet."""
+
+    __slots__ = ("answer", "cancelled", "number", "task")
+
+    def __init__(self, number: int, *, idle_only: bool = False) -> None:
+        super().__init__(self, idle_only=idle_only)
+        self.number = number
+        self.cancelled = False
+        self.answer: Any = "none yet"
+
+    def offer(self, slot: Slot[Conn] | None) -> bool:
+        assert self.answer == "none yet", "a get was answered twice"
+        if self.cancelled:
+            return False
+        self.answer = slot
+        return True
+
+    def fail(self, error: BaseException | None) -> None:
+        assert self.answer == "none yet", "a get was answered twice"
+        self.answer = "failed"
+
+
+class Counter:
+    """Ids; itertools.count cannot be copied."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def __call__(self) -> int:
+        self.last += 1
+        return self.last
+
+
+def is_broken(conn: Conn) -> bool:
+    return conn.broken
+
+
+class World:
+    """PoolState with everything that may happen to it."""
+
+    def __init__(self, *, getters: int = 3, resets: bool = True, adds: int = 1, **options: Any) -> None:
+        self.now = 100.0
+        self.getters = getters
+        self.resets = resets
+        self.adds = adds
+        self.config = PoolConfig(**options)
+        self.state: PoolState[Conn] = PoolState(self.config, is_broken, Counter())
+        self.gets: list[Get] = []  # those that wait or hold
+        self.made = 0
+        self.state.open(self.now, starting=False)
+        self.carry_out()
+
+    def copy(self) -> World:
+        twin = copy.deepcopy(self)
+        twin.state.configure(twin.state.config)  # the copied state must pop from its own deques
+        return twin
+
+    # -- what the shell does
+
+    def carry_out(self) -> None:
+        """Orders are kept as facts of the state: a connect is an approval, a test is in `validating`."""
+        self.minted = sum(order is Order.CONNECT for order, _ in self.state.orders)
+        for order, subject in self.state.orders:
+            if order is Order.CONNECT:
+                assert subject in self.state.approvals
+            elif order is Order.TEST:
+                assert subject in self.state.validating
+            else:
+                assert subject in self.state.closing
+        self.state.orders.clear()
+
+    def operations(self) -> list[tuple[Any, ...]]:
+        """Everything that may happen now."""
+        state = self.state
+        ops: list[tuple[Any, ...]] = []
+        if state.is_open and len(self.gets) < self.getters:
+            ops += [("get",), ("try_get",)]
+        for index, get in enumerate(self.gets):
+            if get.queued:
+                ops.append(("give_up", index))
+                if not get.cancelled:
+                    ops.append(("cancel", index))
+            elif isinstance(get.answer, Slot):
+                ops += [("release", index, how) for how in ("clean", "broken", "raised", "discard")]
+                ops += [("put_back", index), ("detach", index), ("leak", index)]
+            else:
+                ops.append(("go_on", index))
+        for index in range(len(state.approvals)):
+            ops += [("connect", index, how) for how in ("ok", "transient", "fatal", "off")]
+        for index in range(len(state.validating)):
+            ops += [("test", index, how) for how in ("ok", "invalid", "timeout", "dead")]
+        for index in range(len(state.resetting)):
+            ops += [("reset", index, how) for how in ("ok", "failed", "timeout", "dead")]
+        if state.closing:
+            ops.append(("gone",))
+        idle = len(state.fresh) + len(state.stale)
+        ops += [("die", index) for index in range(idle)]
+        if state.fresh:
+            ops.append(("age",))
+        if state.slots:
+            ops += [("expire",), ("evict",)]
+        if state.live or state.failures:
+            ops.append(("later",))
+        if state.is_open:
+            ops.append(("close",))
+            ops.append(("resize", 1 if state.max_size > 1 else 2))
+            ops.append(("reap",))
+            if self.adds:
+                ops.append(("add",))
+        elif state.slots:
+            ops.append(("terminate_all",))
+        return ops
+
+    def do(self, op: tuple[Any, ...]) -> None:
+        served = self._waiting()
+        getattr(self, "do_" + op[0])(*op[1:])
+        self.carry_out()
+        self._check_fifo(served)
+        self.check()
+
+    def do_get(self) -> None:
+        self.made += 1
+        get = Get(self.made)
+        nobody = not any(g.queued for g in self.gets)
+        slot = self.state.take(self.now)
+        if slot is not None:
+            assert nobody, "a newcomer overtook a waiter"
+            slot.holder = get
+            get.answer = slot
+            slot.uses += 1
+        elif not self.state.enqueue(get, self.now):
+            return
+        self.gets.append(get)
+
+    def do_try_get(self) -> None:
+        self.made += 1
+        get = Get(self.made, idle_only=True)
+        slot = self.state.take(self.now)
+        if slot is not None:
+            slot.holder = get
+            get.answer = slot
+            self.gets.append(get)
+        elif self.state.stale and not self.state.live:
+            self.state.enqueue(get, self.now)
+            self.gets.append(get)
+
+    def do_cancel(self, index: int) -> None:
+        self.gets[index].cancelled = True
+
+    def do_give_up(self, index: int) -> None:
+        self.state.give_up(self.gets.pop(index), self.now)
+
+    def do_go_on(self, index: int) -> None:
+        get = self.gets.pop(index)
+        if get.cancelled:
+            self.state.give_up(get, self.now)
+
+    def do_release(self, index: int, how: str) -> None:
+        slot = self.gets.pop(index).answer
+        slot.conn.broken = slot.conn.broken or how == "broken"
+        if self.state.give_back(slot, self.now, raised=how == "raised", discard=how == "discard"):
+            if self.resets:
+                self.state.begin_reset(slot, self.now)
+            else:
+                self.state.restock(slot, self.now)
+
+    def do_put_back(self, index: int) -> None:
+        self.state.put_back(self.gets.pop(index).answer, self.now)
+
+    def do_detach(self, index: int) -> None:
+        slot = self.gets.pop(index).answer
+        if slot in self.state.slots:
+            self.state.detach(slot, self.now)
+
+    def do_leak(self, index: int) -> None:
+        self.state.reclaim(self.gets.pop(index).answer, self.now)
+
+    def do_connect(self, index: int, how: str) -> None:
+        approval: Approval[Conn] = list(self.state.approvals)[index]
+        if how == "ok":
+            self.state.put(approval, Conn(), self.now, 1000.0)
+        else:
+            error = None if how == "off" else OSError(how)
+            self.state.connect_failed(approval, error, self.now, transient=how != "fatal", jitter=0.5)
+
+    def do_test(self, index: int, how: str) -> None:
+        slot = list(self.state.validating)[index]
+        slot.conn.broken = slot.conn.broken or how == "dead"
+        self.state.tested(slot, self.now, valid=how in ("ok", "dead"), timed_out=how == "timeout")
+
+    def do_reset(self, index: int, how: str) -> None:
+        slot = list(self.state.resetting)[index]
+        slot.conn.broken = slot.conn.broken or how == "dead"
+        self.state.reset_done(slot, self.now, ok=how in ("ok", "dead"), timed_out=how == "timeout")
+
+    def do_gone(self) -> None:
+        self.state.gone(min(self.state.closing, key=lambda slot: slot.id), self.now)
+
+    def do_die(self, index: int) -> None:
+        [*self.state.fresh, *self.state.stale][index].conn.broken = True
+
+    def do_age(self) -> None:
+        self.now += 1.0
+        self.state.beat(self.now)
+
+    def do_expire(self) -> None:
+        """The oldest connection's lifetime is over."""
+        slot = min(self.state.slots, key=lambda slot: (slot.expires_at, slot.id))
+        slot.expires_at = self.state.next_expiry = self.now
+        self.state.look(self.now)
+
+    def do_later(self) -> None:
+        """Enough time for tests and resets to be slow, and for a back-off to end; as the alarm would fire."""
+        self.now += 2.5
+        self.state.look(self.now)
+
+    def do_evict(self) -> None:
+        self.state.evict(None, self.now)
+
+    def do_resize(self, max_size: int) -> None:
+        self.config = self.config.resized(max_size=max_size, min_idle=min(self.config.min_idle, max_size))
+        self.state.resize(self.config, self.now)
+
+    def do_reap(self) -> None:
+        self.state.reap(self.now)
+
+    def do_add(self) -> None:
+        self.adds -= 1
+        self.state.add(Conn(), self.now, 1000.0)
+
+    def do_close(self) -> None:
+        self.state.close(self.now)
+
+    def do_terminate_all(self) -> None:
+        self.state.terminate_all(self.now)
+
+    # -- what must hold
+
+    def _waiting(self) -> list[Get]:
+        return [get for get in self.gets if get.queued and not get.cancelled]
+
+    def _check_fifo(self, before: list[Get]) -> None:
+        """Among those that waited and still would, the ones served are the first ones."""
+        served = [get for get in before if not get.queued and isinstance(get.answer, Slot)]
+        waiting = [get for get in before if get.queued]
+        for get in served:
+            assert all(get.number < other.number for other in waiting if not other.idle_only), "not in order"
+
+    def check(self) -> None:
+        state = self.state
+        state.check_invariants()
+        now = state.snapshot()
+        total = now.idle + now.in_use + now.opening + now.validating + now.resetting + now.closing
+        # Not at any time: after a shrink the surplus drains.
+        assert not self.minted or total <= state.max_size, f"opened: {total} connections for max_size={state.max_size}"
+        assert len(state.approvals) <= self.config.max_connecting
+        holding = [get.answer for get in self.gets if isinstance(get.answer, Slot)]
+        assert len(holding) == len(set(holding)), "two gets hold one connection"
+        for get in self.gets:
+            if isinstance(get.answer, Slot) and get.answer in state.slots:
+                assert get.answer.holder is get, "a lent connection has another owner"
+            assert not (get.queued and not state.is_open), "somebody waits for a closed pool"
+        for slot in state.slots:
+            assert slot.mark is None or slot.mark in (CloseReason.EVICTED, CloseReason.LIFETIME)
+        if not state.is_open:
+            assert not (state.fresh or state.stale or state.validating), "a closed pool keeps idle connections"
+
+    def fingerprint(self) -> tuple[Any, ...]:
+        """The state without ids and absolute times: two worlds alike behave alike."""
+        state = self.state
+        order = {get: index for index, get in enumerate(self.gets)}
+
+        def who(waiter: Any) -> int:
+            return order.get(waiter, -1)
+
+        def slot_print(slot: Slot[Conn]) -> tuple[Any, ...]:
+            return (
+                slot.conn.broken,
+                slot.suspect,
+                slot.raised,
+                slot.late,
+                slot.mark,
+                slot.expires_at <= self.now,
+                slot.stamp <= state._swept_at,
+                who(slot.tested_for),
+                who(slot.holder),
+                slot.uses > 0,
+            )
+
+        return (
+            tuple(map(slot_print, state.fresh)),
+            tuple(map(slot_print, state.stale)),
+            tuple(map(slot_print, state.validating)),
+            tuple(map(slot_print, state.resetting)),
+            tuple(sorted(map(slot_print, set(state.slots) - {*state.fresh, *state.stale}), key=repr)),
+            len(state.closing),
+            tuple(
+                (who(a.waiter), a.orphan, a.generation == state.generation, self.now >= a.since + 2)
+                for a in state.approvals
+            ),
+            tuple((g.queued, g.cancelled, g.idle_only, str(type(g.answer))) for g in self.gets),
+            (state.is_open, state.slow, state.floor, state._paused, min(state.failures, 1), self.now < state.retry_at),
+            (state.max_size, state.min_idle, self.adds, state.last_error is None),
+        )

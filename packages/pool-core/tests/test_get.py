@@ -1,0 +1,529 @@
+"""Getting a connection: both forms, order, hand-over, time-outs, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+
+from pool_core import Pool, PoolClosed, PooledConnection, PoolError, PoolOverloaded, PoolTimeout
+from pool_core.testing import NEVER, Delay, FakeConnection, ScriptedManager
+
+from .helpers import books, closed, hold, turns, virtual
+
+
+@virtual
+async def test_async_with_lends_the_drivers_own_object() -> None:
+    """No proxy: isinstance, attributes and speed are the driver's."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        async with pool.get() as conn:
+            assert type(conn) is FakeConnection
+            assert pool.state().in_use == 1
+        assert pool.state().idle == 1
+        books(pool)
+
+
+@virtual
+async def test_await_lends_a_lease_that_anybody_may_release() -> None:
+    """bb8's get_owned."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        lease = await pool.get()
+        assert isinstance(lease, PooledConnection)
+        assert type(lease.conn) is FakeConnection
+        lease.release()
+        lease.release()
+        assert pool.state().idle == 1
+        books(pool)
+
+
+@virtual
+async def test_an_awaited_lease_is_released_by_async_with() -> None:
+    """The two forms go together."""
+    async with Pool(ScriptedManager()) as pool:
+        lease = await pool.get()
+        async with lease as conn:
+            assert conn is lease.conn
+        assert pool.state().in_use == 0
+
+
+@virtual
+async def test_a_lease_says_what_it_is_when_it_is_taken_for_a_connection() -> None:
+    """``conn = await pool.get(); conn.fetch()`` is the commonest slip."""
+    async with Pool(ScriptedManager()) as pool:
+        lease = await pool.get()
+        with pytest.raises(AttributeError, match=r"use lease\.conn\.fetch"):
+            lease.fetch()  # type: ignore[attr-defined]
+        lease.release()
+
+
+@virtual
+async def test_conn_before_acquiring_and_after_release_raises() -> None:
+    """A connection used after its release may be somebody else's."""
+    async with Pool(ScriptedManager()) as pool:
+        lease = pool.get()
+        with pytest.raises(PoolError, match="holds no connection yet"):
+            _ = lease.conn
+        await lease
+        lease.release()
+        for use in (lambda: lease.conn, lambda: lease.extensions, lease.detach):
+            with pytest.raises(PoolError, match="released already"):
+                use()
+        with pytest.raises(PoolError, match="acquired already"):
+            await lease
+        with pytest.raises(PoolError, match="released already"):
+            async with lease:
+                pass
+        assert "released" in repr(lease)
+
+
+@virtual
+async def test_a_get_that_is_never_entered_takes_nothing() -> None:
+    """``pool.get()`` alone pops nothing: it cannot leak."""
+    async with Pool(ScriptedManager(), max_size=1, min_idle=1) as pool:
+        assert "not acquired" in repr(pool.get())
+        assert pool.state().idle == 1
+        assert pool.state().statistics.gets_started == 0
+
+
+@virtual
+async def test_a_get_released_before_it_was_acquired_does_nothing() -> None:
+    """``finally: lease.release()`` is right even where the acquiring failed."""
+    async with Pool(ScriptedManager()) as pool:
+        lease = pool.get()
+        lease.release()
+        lease.discard()
+        async with lease:
+            pass
+        books(pool)
+
+
+@virtual
+async def test_releasing_inside_the_block_is_enough() -> None:
+    """The end of the block must not give back twice."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        lease = await pool.get()
+        async with lease:
+            lease.release()
+            async with pool.get():
+                assert pool.state().in_use == 1
+        assert pool.state().idle == 1
+        books(pool)
+
+
+@virtual
+async def test_waiters_are_served_in_the_order_in_which_they_came() -> None:
+    """FIFO by direct hand-over."""
+    served: list[int] = []
+
+    async def user(number: int) -> None:
+        async with pool.get():
+            served.append(number)
+            await asyncio.sleep(1)
+
+    async with Pool(ScriptedManager(), max_size=2) as pool:
+        await asyncio.gather(*(user(number) for number in range(10)))
+        assert served == list(range(10))
+        books(pool)
+
+
+@virtual
+async def test_a_newcomer_never_overtakes_a_waiter() -> None:
+    """bb8 #243, sqlx #453: overtaking makes the slowest users wait for ever."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        first = await pool.get()
+        waiter = asyncio.create_task(hold(pool, 1))
+        await turns()
+        first.release()
+        # The waiter's task has not run yet, and a newcomer asks in this very moment.
+        newcomer = asyncio.create_task(hold(pool))
+        await turns()
+        assert not newcomer.done()
+        assert pool.state().waiting == 1
+        await asyncio.gather(waiter, newcomer)
+        books(pool)
+
+
+@virtual
+async def test_twenty_five_thousand_gets_on_three_connections_are_all_served() -> None:
+    """bb8's own endurance test."""
+
+    async def user() -> None:
+        async with pool.get():
+            await asyncio.sleep(0)
+
+    async with Pool(ScriptedManager(), max_size=3) as pool:
+        for _ in range(5):
+            await asyncio.gather(*(user() for _ in range(5000)))
+        assert pool.state().statistics.gets_started == 25_000
+        assert pool.state().statistics.connections_created == 3
+        books(pool)
+
+
+@virtual
+async def test_five_concurrent_gets_are_served_from_five_connections() -> None:
+    """Demand opens connections up to max_size."""
+    async with Pool(ScriptedManager(), max_size=5) as pool:
+        leases = [await pool.get() for _ in range(5)]
+        assert len({lease.conn for lease in leases}) == 5
+        for lease in leases:
+            lease.release()
+        assert pool.state().idle == 5
+
+
+@virtual
+async def test_a_get_beyond_max_size_times_out_and_says_why() -> None:
+    """The peers' bare TimeoutError sends their users to the issue tracker."""
+    async with Pool(ScriptedManager(), max_size=1, name="orders", connection_timeout=3) as pool:
+        async with pool.get():
+            await asyncio.sleep(1)
+            with pytest.raises(PoolTimeout) as caught:
+                await asyncio.create_task(hold(pool), name="late")
+            error = caught.value
+        assert isinstance(error, TimeoutError)
+        assert (error.phase, error.waited, error.state.in_use) == ("queue", 3.0, 1)
+        assert error.__cause__ is None
+        text = str(error)
+        for part in ("pool 'orders'", "within 3 s", "phase queue", "1 of 1 in use", "for 4 s by Task"):
+            assert part in text
+        assert pool.state().statistics.gets_timed_out == 1
+        books(pool)
+
+
+@virtual
+async def test_the_timeout_of_one_get_beats_the_default_and_ends_on_the_second() -> None:
+    """Odd time-outs need no scan of the queue, and do not disturb the shared timer."""
+    loop = asyncio.get_running_loop()
+    ends: dict[str, float] = {}
+
+    async def waits(name: str, timeout: float | None) -> None:
+        with pytest.raises(PoolTimeout):
+            await pool.get(timeout)
+        ends[name] = loop.time() - start
+
+    async with Pool(ScriptedManager(), max_size=1, connection_timeout=5) as pool:
+        async with pool.get():
+            start = loop.time()
+            await asyncio.gather(waits("default", None), waits("short", 2), waits("long", 9), waits("default", None))
+        assert ends == {"short": 2, "default": 5, "long": 9}
+        books(pool)
+
+
+@virtual
+async def test_timeout_zero_lends_what_needs_no_test_and_starts_nothing() -> None:
+    """A get that must not wait."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=2) as pool:
+        with pytest.raises(PoolTimeout):
+            await pool.get(timeout=0)
+        assert manager.calls("connect") == []
+        await hold(pool)
+        async with pool.get(timeout=0):
+            pass
+        await asyncio.sleep(1)
+        with pytest.raises(PoolTimeout):
+            await pool.get(timeout=0)
+        assert manager.calls("is_valid") == []
+        books(pool)
+
+
+@virtual
+async def test_an_infinite_timeout_waits_for_ever() -> None:
+    """math.inf is no limit, also beside a default."""
+    async with Pool(ScriptedManager(), max_size=1, connection_timeout=1) as pool:
+        lease = await pool.get()
+        waiter = asyncio.create_task(hold(pool, timeout=math.inf))
+        await asyncio.sleep(10_000)
+        assert not waiter.done()
+        lease.release()
+        await waiter
+
+
+@virtual
+async def test_a_pool_without_connection_timeout_waits_for_ever() -> None:
+    """None means no limit."""
+    async with Pool(ScriptedManager(), max_size=1, connection_timeout=None) as pool:
+        lease = await pool.get()
+        waiter = asyncio.create_task(hold(pool))
+        await asyncio.sleep(10_000)
+        lease.release()
+        await waiter
+
+
+@pytest.mark.parametrize("timeout", [-1, math.nan])
+def test_a_negative_or_nan_timeout_is_a_value_error_at_once(timeout: float) -> None:
+    """Before any I/O, and it counts nowhere."""
+    pool = Pool(ScriptedManager())
+    with pytest.raises(ValueError, match="0 or more"):
+        pool.get(timeout)
+    with pytest.raises(TypeError, match="must be a number"):
+        pool.get("2")  # type: ignore[arg-type]
+    assert pool.state().statistics.gets_started == 0
+
+
+@virtual
+async def test_a_cancelled_waiter_loses_nothing_and_the_next_one_is_served() -> None:
+    """asyncpg #467: the finished connection leaked with the cancelled waiter."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        lease = await pool.get()
+        first, second = asyncio.create_task(hold(pool)), asyncio.create_task(hold(pool))
+        await turns()
+        first.cancel()
+        lease.release()
+        await second
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert pool.state().idle == 1
+        assert pool.state().statistics.gets_cancelled == 1
+        books(pool)
+
+
+@virtual
+async def test_a_waiter_cancelled_in_the_tick_of_the_hand_over_passes_it_on() -> None:
+    """The future is done and the task is cancelled before it runs."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        lease = await pool.get()
+        first, second = asyncio.create_task(hold(pool)), asyncio.create_task(hold(pool))
+        await turns()
+        lease.release()
+        first.cancel()
+        await second
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        books(pool)
+        assert pool.state().idle == 1
+
+
+@virtual
+async def test_a_get_cancelled_while_connecting_leaves_the_connect_to_the_pool() -> None:
+    """pgx #1259: with slow connects and short deadlines there would never be a connection."""
+    manager = ScriptedManager(connect=Delay(3))
+    async with Pool(manager, max_size=1) as pool:
+        with pytest.raises(PoolTimeout) as caught:
+            await pool.get(timeout=1)
+        assert caught.value.phase == "connect"
+        await asyncio.sleep(5)
+        assert pool.state().idle == 1
+        async with pool.get(timeout=0.1):
+            pass
+        assert len(manager.calls("connect")) == 1
+
+
+@virtual
+async def test_a_get_whose_own_connect_is_slow_takes_a_connection_that_comes_back() -> None:
+    """Only psycopg_pool does, among the peers."""
+    manager = ScriptedManager(connect=[Delay(0), Delay(8)])
+    async with Pool(manager, max_size=2) as pool:
+        lease = await pool.get()
+        waiter = asyncio.create_task(hold(pool))
+        await asyncio.sleep(1)
+        lease.release()
+        await turns()
+        assert waiter.done()
+        await asyncio.sleep(9)
+        assert pool.state().idle == 2
+        books(pool)
+
+
+@virtual
+async def test_a_connect_whose_get_was_served_otherwise_serves_the_next_that_waits() -> None:
+    """Supply under way is not opened twice."""
+    manager = ScriptedManager(connect=[Delay(0), Delay(8)])
+    async with Pool(manager, max_size=5) as pool:
+        lease = await pool.get()
+        waiter = asyncio.create_task(hold(pool, 5))
+        await asyncio.sleep(1)
+        lease.release()
+        await asyncio.sleep(1)
+        second = asyncio.create_task(hold(pool))
+        await turns()
+        assert pool.state().opening == 1
+        await asyncio.gather(waiter, second)
+        await asyncio.sleep(9)
+        assert len(manager.calls("connect")) == 2
+        books(pool)
+
+
+@virtual
+async def test_a_hung_connect_whose_waiter_is_gone_blocks_nobody_else() -> None:
+    """Its supply counts for nobody, so the next get opens another connection."""
+    manager = ScriptedManager(connect=[NEVER, Delay(0.1)])
+    async with Pool(manager, max_size=5) as pool:
+        with pytest.raises(PoolTimeout):
+            await pool.get(timeout=1)
+        async with pool.get(timeout=1):
+            assert pool.state().opening == 1
+        books(pool)
+
+
+@virtual
+async def test_more_waiters_than_max_waiting_are_refused_at_once() -> None:
+    """Load is shed before it costs memory and time."""
+    async with Pool(ScriptedManager(), max_size=1, max_waiting=2) as pool:
+        lease = await pool.get()
+        waiters = [asyncio.create_task(hold(pool)) for _ in range(2)]
+        await turns()
+        with pytest.raises(PoolOverloaded, match="max_waiting=2"):
+            await pool.get()
+        assert pool.state().statistics.gets_failed == 1
+        lease.release()
+        await asyncio.gather(*waiters)
+        books(pool)
+
+
+@virtual
+async def test_gets_with_a_connect_or_a_test_of_their_own_are_not_counted_as_waiting() -> None:
+    """max_waiting=0 still lets the pool grow and test."""
+    async with Pool(ScriptedManager(connect=Delay(1), is_valid=Delay(1)), max_size=2, max_waiting=0) as pool:
+        await asyncio.gather(hold(pool), hold(pool))
+        await asyncio.sleep(10)
+        await asyncio.gather(hold(pool), hold(pool))
+        async with pool.get(), pool.get():
+            with pytest.raises(PoolOverloaded):
+                await pool.get()
+        books(pool)
+
+
+@virtual
+async def test_a_get_on_a_pool_that_is_not_open_says_what_to_do() -> None:
+    """Before open and after close; PoolClosed counts as failed."""
+    pool = Pool(ScriptedManager())
+    with pytest.raises(PoolClosed, match="not open: use 'async with pool:'"):
+        await pool.get()
+    await pool.open()
+    await pool.close()
+    with pytest.raises(PoolClosed, match="is closed: open it again"):
+        async with pool.get():
+            pass
+    with pytest.raises(PoolClosed):
+        await pool.try_get()
+    assert pool.state().statistics.gets_failed == 2
+    books(pool)
+
+
+@virtual
+async def test_a_hundred_thousand_waiters_time_out_or_are_cancelled_at_once() -> None:
+    """Each costs O(1): the dead are swept when they outnumber the living."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        lease = await pool.get()
+        waiters = [asyncio.create_task(hold(pool)) for _ in range(20_000)]
+        await turns(2)
+        for waiter in reversed(waiters[10_000:]):
+            waiter.cancel()
+        await turns(3)
+        assert len(pool._state.waiters) <= 30_000
+        await asyncio.sleep(31)
+        outcomes = await asyncio.gather(*waiters, return_exceptions=True)
+        assert sum(isinstance(outcome, PoolTimeout) for outcome in outcomes) == 10_000
+        assert len(pool._state.waiters) == 0
+        lease.release()
+        books(pool)
+        totals = pool.state().statistics
+        assert (totals.gets_timed_out, totals.gets_cancelled) == (10_000, 10_000)
+
+
+@virtual
+async def test_a_broken_connection_is_never_lent() -> None:
+    """has_broken is asked at checkout as well as on return."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=1) as pool:
+        first = await hold(pool)
+        first.broken = True
+        async with pool.get() as second:
+            assert second is not first
+        closed(pool, broken=1)
+        books(pool)
+
+
+@virtual
+async def test_a_connection_broken_while_lent_is_replaced_for_the_waiter_behind() -> None:
+    """aiomysql's release of a dead connection wakes nobody."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        lease = await pool.get()
+        waiter = asyncio.create_task(hold(pool))
+        await turns()
+        lease.conn.broken = True
+        lease.release()
+        assert (await waiter).broken is False
+        closed(pool, broken=1)
+        books(pool)
+
+
+@virtual
+async def test_five_broken_returns_do_not_starve_ten_tasks() -> None:
+    """bb8 #67: starvation after has_broken."""
+
+    async def user(number: int) -> None:
+        async with pool.get() as conn:
+            await asyncio.sleep(0.1)
+            conn.broken = number < 5
+
+    async with Pool(ScriptedManager(), max_size=5, connection_timeout=5) as pool:
+        await asyncio.gather(*(user(number) for number in range(10)))
+        closed(pool, broken=5)
+        books(pool)
+
+
+@virtual
+async def test_try_get_lends_an_idle_connection_and_never_waits_or_connects() -> None:
+    """r2d2's try_get; ours is awaited, since it tests."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=2) as pool:
+        assert await pool.try_get() is None
+        assert manager.calls("connect") == []
+        await hold(pool)
+        lease = await pool.try_get()
+        assert lease is not None
+        assert await pool.try_get() is None
+        lease.release()
+        await asyncio.sleep(5)
+        lease = await pool.try_get()
+        assert lease is not None
+        assert len(manager.calls("is_valid")) == 1
+        lease.release()
+        assert pool.state().statistics.gets_started == 3  # only where it lends
+        books(pool)
+
+
+@virtual
+async def test_try_get_finds_no_valid_one_and_gives_none() -> None:
+    """Tests each idle one at most, and stops there."""
+    manager = ScriptedManager(is_valid=False)
+    async with Pool(manager, max_size=3) as pool:
+        await asyncio.gather(*(hold(pool, 0.1) for _ in range(3)))
+        await asyncio.sleep(5)
+        assert await pool.try_get() is None
+        closed(pool, invalid=3)
+        assert len(manager.calls("connect")) == 3
+        books(pool)
+
+
+@virtual
+async def test_a_cancelled_try_get_leaves_its_test_to_the_pool() -> None:
+    """Nothing is lost, and nothing is counted."""
+    async with Pool(ScriptedManager(is_valid=Delay(1)), max_size=1) as pool:
+        await hold(pool)
+        await asyncio.sleep(5)
+        task = asyncio.create_task(pool.try_get())
+        await turns()
+        task.cancel()
+        await asyncio.sleep(2)
+        assert task.cancelled()
+        assert pool.state().idle == 1
+        assert pool.state().statistics.gets_cancelled == 0
+        books(pool)
+
+
+@virtual
+async def test_closing_ends_a_try_get_that_is_testing() -> None:
+    """Nobody hangs on a closing pool."""
+    pool = Pool(ScriptedManager(is_valid=NEVER), max_size=1)
+    await pool.open()
+    await hold(pool)
+    await asyncio.sleep(5)
+    task = asyncio.create_task(pool.try_get())
+    await turns()
+    await pool.close(1)
+    with pytest.raises(PoolClosed):
+        await task
+    books(pool)
