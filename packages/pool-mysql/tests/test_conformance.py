@@ -1,0 +1,97 @@
+"""What every adapter has to prove, asked by the kit of pool-core, for each way to wipe a session."""
+
+from typing import Any, ClassVar, Literal
+
+import pytest
+from pool_core.testing import ManagerConformance, Probe
+from pool_mysql import Connection, MySQLConnectionManager
+
+# What a borrower can leave behind, and how the next one would see it.
+STATE = {
+    "@variables": ("SET @x = 1", "SELECT @x"),
+    "sql_mode": ("SET sql_mode = 'ANSI_QUOTES'", "SELECT @@sql_mode"),
+    "session variables": ("SET time_zone = '+03:00', foreign_key_checks = 0", "SELECT @@time_zone, @@foreign_key_checks"),
+    "isolation": ("SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE", "SELECT @@tx_isolation"),
+    "read only": ("SET SESSION TRANSACTION READ ONLY", "SELECT @@tx_read_only"),
+    "GET_LOCK": ("SELECT GET_LOCK('kit', 1)", "SELECT IS_USED_LOCK('kit') IS NOT NULL"),
+    "temporary tables": ("CREATE TEMPORARY TABLE things (mine INT)", "SHOW COLUMNS FROM things"),
+    "database": ("USE other", "SELECT DATABASE()"),
+    "charset": ("SET NAMES latin1", "SELECT @@character_set_client, @@collation_connection"),
+    "autocommit": ("SET autocommit = 1", "SELECT @@autocommit"),
+    "last insert id": ("SELECT LAST_INSERT_ID(7)", "SELECT LAST_INSERT_ID()"),
+}
+
+
+async def ask(conn: Connection, sql: str) -> Any:
+    await conn.query(sql)
+    return conn._result.rows
+
+
+class Conformance(ManagerConformance[Connection]):
+    """The hooks."""
+
+    __test__ = False
+    wipe: ClassVar[Literal["safe", "strict", "none"]]
+
+    @pytest.fixture(autouse=True)
+    def _server(self, db: Any) -> None:
+        self.db, self.host, self.port, self.secrets = db, db.host, db.port, (db.password, "canary")
+
+    def manager(self, host: str, port: int) -> MySQLConnectionManager:
+        return self.db.manager(host=host, port=port, reset=self.wipe)  # type: ignore[no-any-return]
+
+    async def use(self, conn: Connection) -> None:
+        assert await ask(conn, "SELECT 6 * 7") == ((42,),)
+
+    async def slow_request(self, conn: Connection) -> None:
+        await ask(conn, "SELECT SLEEP(20)")
+
+    async def leave_unread(self, conn: Connection) -> None:
+        await conn.query("SELECT 1 UNION SELECT 2", unbuffered=True)
+
+    async def begin(self, conn: Connection) -> None:
+        await ask(conn, "SELECT * FROM things FOR UPDATE")
+
+    async def in_transaction(self, conn: Connection) -> bool:
+        return await ask(conn, "SELECT @@in_transaction") == ((1,),)
+
+    async def server_kill(self, conn: Connection) -> None:
+        self.db.admin(f"KILL {conn.thread_id()}")
+
+    def bad_credentials(self, host: str, port: int) -> dict[str, MySQLConnectionManager]:
+        return {
+            "a wrong password": self.db.manager(host=host, port=port, password="canary"),
+            "an unknown user": self.db.manager(host=host, port=port, user="nobody", password="canary"),
+            "an unknown database": self.db.manager(host=host, port=port, db="nowhere"),
+            "TLS refused": self.db.manager(host=host, port=port, ssl=True),
+        }
+
+
+def probe(name: str) -> Probe[Connection]:
+    dirty, look = STATE[name]
+    return Probe(name, lambda conn: ask(conn, dirty), lambda conn: ask(conn, look))
+
+
+@pytest.mark.cancellation
+class TestSafe(Conformance):
+    """reset="safe", the default."""
+
+    __test__ = True
+    wipe = "safe"
+    probes = tuple(map(probe, STATE))
+
+
+class TestStrict(Conformance):
+    """reset="strict"."""
+
+    __test__ = True
+    wipe = "strict"
+    probes = tuple(map(probe, STATE))
+
+
+class TestNone(Conformance):
+    """reset="none": still no transaction is lent on."""
+
+    __test__ = True
+    wipe = "none"
+    skips: ClassVar[dict[str, str]] = {"session_state": 'reset="none" says that it wipes none'}
