@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # ------------------------------------------------------------------ the driver: one line asks, one line answers
 
@@ -23,7 +23,7 @@ class LineConnection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.waiting: deque[asyncio.Future[str]] = deque()
-        self.lost = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.changed = False  # whether a request has changed the session's state
         self._buffer = b""
 
@@ -68,7 +68,7 @@ class LineManager:
     def __init__(self, host: str, port: int, *, user: str = "guest", password: str = "") -> None:
         self._address = host, port
         # In a closure: neither repr nor vars can show it.
-        self._hello = lambda: f"HELLO {user} {password}"
+        self._hello: Callable[[], str] = lambda: f"HELLO {user} {password}"
 
     async def connect(self) -> LineConnection:
         transport, conn = await asyncio.get_running_loop().create_connection(LineConnection, *self._address)

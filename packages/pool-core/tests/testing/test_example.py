@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,33 +10,37 @@ from typing import Any
 import pytest
 from pool_core.testing import ManagerConformance, Probe
 
-_spec = importlib.util.spec_from_file_location(
-    "custom_manager", Path(__file__).parents[4] / "examples" / "custom_manager.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-custom_manager: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(custom_manager)
+_example = runpy.run_path(str(Path(__file__).parents[4] / "examples" / "custom_manager.py"))
+LineManager: Any = _example["LineManager"]
+LineServer: Any = _example["LineServer"]
+
+
+async def _use_elsewhere(conn: Any) -> None:
+    await conn.ask("USE elsewhere")
+
+
+async def _where(conn: Any) -> object:
+    return await conn.ask("WHERE")
 
 
 class TestLineManager(ManagerConformance[Any]):
     """Each check is one question to the adapter of 40 lines."""
 
     secrets = ("swordfish",)
-    probes = (Probe("namespace", dirty=lambda conn: conn.ask("USE elsewhere"), look=lambda conn: conn.ask("WHERE")),)
+    probes = (Probe("namespace", dirty=_use_elsewhere, look=_where),)
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def _server(cls) -> Iterator[None]:
-        with custom_manager.LineServer("swordfish").in_a_thread() as server:
+        with LineServer("swordfish").in_a_thread() as server:
             cls.host, cls.port = server.host, server.port
             yield
 
     def manager(self, host: str, port: int) -> Any:
-        return custom_manager.LineManager(host, port, password="swordfish")
+        return LineManager(host, port, password="swordfish")
 
     def bad_credentials(self, host: str, port: int) -> Any:
-        return custom_manager.LineManager(host, port, password="herring")
+        return LineManager(host, port, password="herring")
 
     async def use(self, conn: Any) -> None:
         assert await conn.ask("PING") == "PONG"
@@ -51,7 +55,7 @@ class TestLineManager(ManagerConformance[Any]):
         await conn.ask("BEGIN")
 
     async def in_transaction(self, conn: Any) -> bool:
-        return await conn.ask("STATUS") == "in transaction"
+        return bool(await conn.ask("STATUS") == "in transaction")
 
     async def server_kill(self, conn: Any) -> None:
         admin = await self.manager(self.host, self.port).connect()

@@ -60,11 +60,15 @@ class Lab(Generic[C]):
 
     Attributes:
         proxy: the proxy; every manager of this check connects through it.
+        patience: how many seconds a call may take, see :class:`ManagerConformance`.
     """
 
     def __init__(self, conformance: ManagerConformance[C], proxy: FaultProxy | None) -> None:
         self._conformance = conformance
         self._proxy = proxy
+        self.patience = conformance.patience
+        self._open_files = functools.partial(_open_files, sockets_only=True, server_port=conformance.port)
+        self._files = self._open_files() if proxy is not None else set()
         self._managers: list[ConnectionManager[C]] = []
         self._connections: list[tuple[ConnectionManager[C], C]] = []
 
@@ -92,10 +96,10 @@ class Lab(Generic[C]):
     async def connect(
         self,
         manager: ConnectionManager[C],
-        complaint: str = "connect did not return within 5 s though the server is well",
+        complaint: str = "connect did not return in time though the server is well",
     ) -> C:
         """A connection, which is dropped at the end of the check unless :meth:`drop` or :meth:`forget` was called."""
-        conn = await self.within(5, manager.connect(), complaint)
+        conn = await self.within(manager.connect(), complaint)
         self._connections.append((manager, conn))
         return conn
 
@@ -103,11 +107,11 @@ class Lab(Generic[C]):
         """The check itself has closed or terminated it."""
         self._connections = [pair for pair in self._connections if pair[1] is not conn]
 
-    async def drop(self, manager: ConnectionManager[C], conn: C, *, patience: float = 2.0) -> None:
+    async def drop(self, manager: ConnectionManager[C], conn: C, *, patience: float | None = None) -> None:
         """Close as a pool does: bounded; terminate, if it fails."""
         self.forget(conn)
         task = asyncio.ensure_future(manager.close(conn))
-        await asyncio.wait({task}, timeout=patience)
+        await asyncio.wait({task}, timeout=self.patience if patience is None else patience)
         if not task.done():
             if not await self.give_up(task, manager, conn, "close"):
                 self.terminate(manager, conn)
@@ -123,7 +127,7 @@ class Lab(Generic[C]):
         terminated = False
         if not task.done():
             self.forget(conn)
-            terminated = self.terminate(manager, conn)
+            terminated = bool(self.terminate(manager, conn))
             await asyncio.wait({task}, timeout=1)
         if not task.done():
             _fail(
@@ -134,24 +138,24 @@ class Lab(Generic[C]):
         _see(task)
         return terminated
 
-    def terminate(self, manager: ConnectionManager[C], conn: C) -> bool:
-        """Terminate, if the manager can; say whether it can."""
+    def terminate(self, manager: ConnectionManager[C], conn: C) -> object:
+        """Terminate, if the manager can. False: it can not; otherwise what terminate returned, or True."""
         if not isinstance(manager, SupportsTerminate):
             return False
         try:
-            manager.terminate(conn)
+            answer = cast(object, manager.terminate(conn))
         except Exception as error:
             raise AssertionError(
                 f"terminate raised {error!r}: a pool calls it on a connection in any state, half closed or broken too;"
                 " it must drop the socket and raise nothing"
             ) from error
-        return True
+        return True if answer is None else answer
 
-    async def within(self, seconds: float, awaitable: Awaitable[T], complaint: str) -> T:
+    async def within(self, awaitable: Awaitable[T], complaint: str) -> T:
         """The result, or a failed check when it takes too long."""
         task = asyncio.ensure_future(awaitable)
         try:
-            await asyncio.wait({task}, timeout=seconds)
+            await asyncio.wait({task}, timeout=self.patience)
         finally:
             late = not task.done()
             if late:
@@ -162,18 +166,25 @@ class Lab(Generic[C]):
             await asyncio.wait({task}, timeout=0.25)
             if task.done():
                 _see(task)
-            _fail(complaint)
+            _fail(f"{complaint} ({self.patience:g} s)")
         if task.cancelled():
             _fail(f"{complaint}: it raised CancelledError though nobody had cancelled it")
         return task.result()
 
+    def sockets(self) -> int:
+        """How many sockets the manager under test holds: as the proxy sees it, or as the operating system does."""
+        if self._proxy is None:
+            return 0
+        # The proxy does not know whether a client has closed what the proxy itself has ended.
+        own = self._proxy.filenos()
+        mine = [number for number, _ in self._open_files() - self._files if number not in own]
+        return max(self._proxy.open, len(mine))
+
     async def released(self, complaint: str, *, keep: int = 0) -> None:
-        """Fail unless the client has given up its sockets, but for ``keep`` of them, within a second."""
-        if self._proxy is not None:
-            proxy = self._proxy
-            await eventually(
-                lambda: proxy.open <= keep, 1, lambda: f"{complaint}: {proxy.open - keep} socket(s) are still open"
-            )
+        """Fail unless the manager under test has given up its sockets, but for ``keep`` of them, within a second."""
+        await eventually(
+            lambda: self.sockets() <= keep, 1, lambda: f"{complaint}: {self.sockets() - keep} socket(s) are still open"
+        )
 
     async def end(self) -> None:
         """Drop what the check has left."""
@@ -214,6 +225,7 @@ class ManagerConformance(Generic[C]):
         skips: reasons by check, for example ``{"fork": "the driver's library does not survive a fork"}``; printed.
         probes: the session state that a borrower can leave behind, see :class:`Probe`.
         secrets: passwords and the like that the managers of this class have been given; they must not show anywhere.
+        patience: seconds that a call to a healthy server may take at most; ``slow_request`` must take longer.
         time_limit: seconds of real time for one check.
     """
 
@@ -223,6 +235,7 @@ class ManagerConformance(Generic[C]):
     skips: ClassVar[Mapping[str, str]] = {}
     probes: Sequence[Probe[C]] = ()
     secrets: Sequence[str] = ()
+    patience: ClassVar[float] = 5.0
     time_limit: ClassVar[float] = 55.0
 
     # ------------------------------------------------------------------ hooks
@@ -236,7 +249,7 @@ class ManagerConformance(Generic[C]):
         raise NotImplementedError(f"{type(self).__name__} must define async use(self, conn)")
 
     async def slow_request(self, conn: C) -> None:
-        """Hook: a request that the server works on for at least five seconds."""
+        """Hook: a request that the server works on for longer than ``patience``: ten seconds, say."""
         raise _NotGivenError("slow_request")
 
     async def leave_unread(self, conn: C) -> None:
@@ -267,7 +280,13 @@ class ManagerConformance(Generic[C]):
     async def check_protocol(self, lab: Lab[C]) -> None:
         """The verbs are there, of the right kind, and making a manager needs no loop and does no I/O."""
         # In a thread there is no running loop.
-        manager = lab.watch(await asyncio.to_thread(self.manager, *lab.address))
+        try:
+            manager = lab.watch(await asyncio.to_thread(self.manager, *lab.address))
+        except Exception as error:
+            raise AssertionError(
+                f"making a manager without a running loop failed: {_short(error)}: a pool is made at import time, so make"
+                " locks, futures and clients in connect()"
+            ) from error
         if self.network and lab.proxy.accepted:
             _fail("making a manager opened a connection: connect only in connect(), a pool is made without I/O")
         for name in dir(manager):
@@ -305,7 +324,7 @@ class ManagerConformance(Generic[C]):
             if not inspect.isawaitable(valid):
                 _fail(f"is_valid returned {valid!r} instead of an awaitable: make it an async def")
             self._expect(
-                await lab.within(5, valid, "is_valid of a new connection did not return within 5 s"),
+                await lab.within(valid, "is_valid of a new connection did not return in time"),
                 True,
                 "is_valid of a new connection",
                 "return True when the server has answered (a forgotten return is the commonest mistake)",
@@ -315,21 +334,24 @@ class ManagerConformance(Generic[C]):
                 manager.has_broken(conn), False, "has_broken after a reset", "a clean connection is not broken"
             )
             await self._use(lab, conn, "a connection that has been reset")
+        sockets = lab.sockets()
         for conn in (first, second):
             closing = manager.close(conn)
             if not inspect.isawaitable(closing):
                 _fail(f"close returned {closing!r} instead of an awaitable: make it an async def")
-            await lab.within(5, closing, "close did not return within 5 s though the server is well")
+            await lab.within(closing, "close did not return in time though the server is well")
             lab.forget(conn)
-            keep = 1 if conn is first else 0
-            await lab.released("close returned and the connection is still open: close the socket in close", keep=keep)
+            await lab.released(
+                "close returned and the connection is still open: close the socket in close",
+                keep=sockets - 1 if conn is first else 0,
+            )
 
     async def check_small_pieces(self, lab: Lab[C]) -> None:
         """Messages that arrive in pieces are put together."""
-        lab.proxy.trickle(delay=0.0002, size=5)
+        lab.proxy.trickle(delay=0.0002, size=3)
         manager = lab.manager()
         conn = await lab.connect(manager)
-        await self._use(lab, conn, "a connection whose bytes arrive five at a time (one read is not one message)")
+        await self._use(lab, conn, "a connection whose bytes arrive three at a time (one read is not one message)")
         await lab.drop(manager, conn)
 
     async def check_connections_are_independent(self, lab: Lab[C]) -> None:
@@ -341,8 +363,8 @@ class ManagerConformance(Generic[C]):
             await self._under_way(task)
             complaint = "waits for a slow request on another connection: share no lock between connections"
             other = await lab.connect(manager, f"connect {complaint}")
-            await lab.within(3, self.use(other), f"a request {complaint}")
-            await lab.within(3, manager.is_valid(other), f"is_valid {complaint}")
+            await lab.within(self.use(other), f"a request {complaint}")
+            await lab.within(manager.is_valid(other), f"is_valid {complaint}")
             await lab.drop(manager, other)
         finally:
             await lab.give_up(task, manager, slow, "slow_request")
@@ -482,7 +504,7 @@ class ManagerConformance(Generic[C]):
         """has_broken is true soon after the server has dropped the connection."""
 
         async def kill(conn: C) -> None:
-            await lab.within(5, self.server_kill(conn), "the hook server_kill did not return within 5 s")
+            await lab.within(self.server_kill(conn), "the hook server_kill did not return in time")
 
         await self._server_drops(lab, "the server has dropped the connection", kill)
 
@@ -498,10 +520,10 @@ class ManagerConformance(Generic[C]):
         async def cut(conn: C) -> None:
             lab.proxy.cut(1)
             task = asyncio.ensure_future(self.use(conn))
-            await asyncio.wait({task}, timeout=3)
+            await asyncio.wait({task}, timeout=lab.patience)
             if not task.done():
                 task.cancel()
-                _fail("use() did not return within 3 s though its answer was cut off and the connection has ended")
+                _fail("use() did not return in time though its answer was cut off and the connection has ended")
             if not task.cancelled() and task.exception() is None:
                 _fail("use() raised nothing though its answer was cut off: the hook must check the answer")
             lab.proxy.heal()
@@ -519,7 +541,7 @@ class ManagerConformance(Generic[C]):
             task = asyncio.ensure_future(self.slow_request(conn))
             await self._under_way(task, moment)
             task.cancel()
-            await asyncio.wait({task}, timeout=3)
+            await asyncio.wait({task}, timeout=lab.patience)
             if await lab.give_up(task, manager, conn, "slow_request"):
                 continue
             await self._fit_for_the_next(lab, manager, conn, clean, f"a request cancelled after {moment:g} s")
@@ -529,7 +551,7 @@ class ManagerConformance(Generic[C]):
         manager = lab.manager()
         conn = await lab.connect(manager)
         clean = await self._look(lab, conn)
-        await lab.within(5, self.leave_unread(conn), "the hook leave_unread did not return within 5 s")
+        await lab.within(self.leave_unread(conn), "the hook leave_unread did not return in time")
         await self._fit_for_the_next(lab, manager, conn, clean, "an answer that was left unread")
 
     async def check_open_transaction(self, lab: Lab[C]) -> None:
@@ -537,9 +559,9 @@ class ManagerConformance(Generic[C]):
         manager = lab.manager()
         conn = await lab.connect(manager)
         clean = await self._look(lab, conn)
-        await lab.within(5, self.begin(conn), "the hook begin did not return within 5 s")
+        await lab.within(self.begin(conn), "the hook begin did not return in time")
         try:
-            began = await lab.within(5, self.in_transaction(conn), "the hook in_transaction did not return within 5 s")
+            began = await lab.within(self.in_transaction(conn), "the hook in_transaction did not return in time")
         except _NotGivenError:
             _fail(
                 "begin() is given and in_transaction() is not: without it nobody sees whether the transaction is gone"
@@ -548,7 +570,7 @@ class ManagerConformance(Generic[C]):
             _fail("in_transaction() says False right after begin(): one of the two hooks is wrong")
         if await self._fit_for_the_next(
             lab, manager, conn, clean, "a transaction that was left open"
-        ) and await lab.within(5, self.in_transaction(conn), "the hook in_transaction did not return within 5 s"):
+        ) and await lab.within(self.in_transaction(conn), "the hook in_transaction did not return in time"):
             _fail(
                 "the transaction of the last borrower is still open for the next one: roll back in reset, or let"
                 " has_broken say True while one is open"
@@ -562,9 +584,9 @@ class ManagerConformance(Generic[C]):
         for probe in self.probes:
             conn = await lab.connect(manager)
             clean = await self._look(lab, conn)
-            await lab.within(5, probe.dirty(conn), f"probe {probe.name!r}: dirty did not return within 5 s")
+            await lab.within(probe.dirty(conn), f"probe {probe.name!r}: dirty did not return in time")
             if not manager.has_broken(conn):
-                seen = await lab.within(5, probe.look(conn), f"probe {probe.name!r}: look did not return within 5 s")
+                seen = await lab.within(probe.look(conn), f"probe {probe.name!r}: look did not return in time")
                 if seen == clean[probe.name]:
                     _fail(f"probe {probe.name!r} proves nothing: look sees {seen!r} before and after dirty")
             await self._fit_for_the_next(lab, manager, conn, clean, f"session state ({probe.name})")
@@ -583,7 +605,7 @@ class ManagerConformance(Generic[C]):
         if self.network:
             lab.proxy.freeze()
         began = time.perf_counter()
-        answer = cast(object, manager.terminate(conn))
+        answer = lab.terminate(manager, conn)
         took = time.perf_counter() - began
         if inspect.isawaitable(answer):
             _close_awaitable(answer)
@@ -593,6 +615,7 @@ class ManagerConformance(Generic[C]):
         if took > 0.1:
             _fail(f"terminate took {took:.2f} s: it must not wait for anything (transport.abort(), not close())")
         await lab.released("terminate left the socket open: abort the transport, say no goodbye to the server")
+        lab.terminate(manager, conn)  # of a connection that is gone already
         if not self.network:
             await eventually(
                 lambda: not _new_threads(threads), 1, lambda: f"terminate left threads: {_names(_new_threads(threads))}"
@@ -718,7 +741,7 @@ class ManagerConformance(Generic[C]):
         manager = lab.manager()
         conn = await lab.connect(manager)
         await self._use(lab, conn, "a new connection")
-        answer = await asyncio.to_thread(_fork, lambda: asyncio.run(self._round_trip(lab, manager)), 15.0)
+        answer = await asyncio.to_thread(_fork, lambda: asyncio.run(self._round_trip(lab, manager)), 3 * lab.patience)
         if answer != "ok":
             _fail(
                 f"in a forked child connect, use and close failed: {answer}: keep no sockets or threads in the manager"
@@ -828,11 +851,9 @@ class ManagerConformance(Generic[C]):
 
     async def _use(self, lab: Lab[C], conn: C, what: str) -> None:
         try:
-            await lab.within(5, self.use(conn), f"use() of {what} did not return within 5 s")
-        except AssertionError:
-            raise
+            await lab.within(self.use(conn), "it did not return in time")
         except Exception as error:
-            raise AssertionError(f"use() of {what} raised {_short(error)}") from error
+            raise AssertionError(f"use() of {what} failed: {_short(error)}") from error
 
     async def _reset(self, lab: Lab[C], manager: ConnectionManager[C], conn: C) -> None:
         if isinstance(manager, SupportsReset):
@@ -843,7 +864,7 @@ class ManagerConformance(Generic[C]):
                 await awaitable
 
     async def _round_trip(self, lab: Lab[C], manager: ConnectionManager[C]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(2 * lab.patience):
             conn = await manager.connect()
             await self.use(conn)
             await manager.close(conn)
@@ -851,7 +872,7 @@ class ManagerConformance(Generic[C]):
 
     async def _look(self, lab: Lab[C], conn: C) -> dict[str, object]:
         return {
-            probe.name: await lab.within(5, probe.look(conn), f"probe {probe.name!r}: look did not return within 5 s")
+            probe.name: await lab.within(probe.look(conn), f"probe {probe.name!r}: look did not return in time")
             for probe in self.probes
         }
 
@@ -859,7 +880,7 @@ class ManagerConformance(Generic[C]):
         await asyncio.sleep(seconds)
         if task.done():
             task.result()
-            _fail("the hook slow_request returned at once: it must keep the server busy for at least five seconds")
+            _fail("the hook slow_request returned at once: it must keep the server busy for ten seconds or so")
 
     async def _fit_for_the_next(
         self, lab: Lab[C], manager: ConnectionManager[C], conn: C, clean: dict[str, object], after: str
@@ -868,7 +889,7 @@ class ManagerConformance(Generic[C]):
         if self._broken(manager, conn):
             return False
         task = asyncio.ensure_future(self._reset(lab, manager, conn))
-        await asyncio.wait({task}, timeout=5)
+        await asyncio.wait({task}, timeout=lab.patience)
         if not task.done():
             await lab.give_up(task, manager, conn, "reset")
             return False
@@ -879,7 +900,7 @@ class ManagerConformance(Generic[C]):
             " reset, or let has_broken say True (what can not be known counts as broken)"
         )
         try:
-            await lab.within(3, self.use(conn), "its first request did not return within 3 s")
+            await lab.within(self.use(conn), "its first request did not return in time")
         except Exception as error:
             raise AssertionError(f"{complaint}; use() failed: {_short(error)}") from error
         for name, value in (await self._look(lab, conn)).items():
@@ -905,10 +926,10 @@ class ManagerConformance(Generic[C]):
         )
         accepted = lab.proxy.accepted if self.network else 0
         task = asyncio.ensure_future(manager.is_valid(conn))
-        await asyncio.wait({task}, timeout=5)
+        await asyncio.wait({task}, timeout=lab.patience)
         if not task.done():
             await lab.give_up(task, manager, conn, "is_valid")
-            _fail(f"is_valid did not return within 5 s after {fault}")
+            _fail(f"is_valid did not return in time after {fault}")
         if _see(task) is None and task.result() is True:
             again = self.network and lab.proxy.accepted > accepted
             _fail(
@@ -931,7 +952,7 @@ class ManagerConformance(Generic[C]):
             return
         lab.terminate(manager, conn)
         lab.forget(conn)
-        await asyncio.wait({task}, timeout=2)
+        await asyncio.wait({task}, timeout=lab.patience)
         if task.done():
             _see(task)
         else:
@@ -941,12 +962,12 @@ class ManagerConformance(Generic[C]):
 
     async def _connect_fails(self, lab: Lab[C], manager: ConnectionManager[C], fault: str) -> Exception:
         task = asyncio.ensure_future(manager.connect())
-        await asyncio.wait({task}, timeout=5)
+        await asyncio.wait({task}, timeout=lab.patience)
         if not task.done():
             for _ in range(2):
                 task.cancel()
                 await asyncio.wait({task}, timeout=0.25)
-            _fail(f"connect did not fail within 5 s ({fault}): users would wait for their whole timeout")
+            _fail(f"connect did not fail in time ({fault}): users would wait for their whole timeout")
         if task.cancelled():
             _fail(f"connect raised CancelledError though nobody had cancelled it ({fault}): raise an Exception")
         error = task.exception()
@@ -959,9 +980,8 @@ class ManagerConformance(Generic[C]):
 
     async def _inject(self, lab: Lab[C], inject: Injector, call: Awaitable[T], verb: str) -> Any:
         return await lab.within(
-            5,
             inject(call),
-            f"{verb}, cancelled at point {inject.point} (mode {inject.mode!r}), did not end within 5 s: do not catch"
+            f"{verb}, cancelled at point {inject.point} (mode {inject.mode!r}), did not end in time: do not catch"
             " CancelledError, do not wait for the server in a finally",
         )
 
@@ -999,7 +1019,8 @@ class _NotGivenError(NotImplementedError):
 _CHECKS: Final = tuple(name.removeprefix("check_") for name in vars(ManagerConformance) if name.startswith("check_"))
 _HOOKS: Final = (
     "manager", "use", "slow_request", "leave_unread", "begin", "in_transaction", "server_kill", "bad_credentials",
-    "dispose", "host", "port", "network", "skips", "probes", "secrets", "time_limit",
+    "dispose", "host", "port", "network", "skips", "probes", "secrets", "patience",
+    "time_limit",
 )  # fmt: skip
 _PUBLIC: Final = frozenset(dir(ManagerConformance))
 
