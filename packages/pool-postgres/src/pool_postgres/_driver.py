@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "cancelled",
+    "drop",
     "forget_borrower",
     "forget_statements",
     "is_cancelling",
@@ -35,6 +36,7 @@ def known(conn: Any) -> bool:
         return (
             isinstance(conn._pool_release_ctr, int)
             and conn._top_xact is None
+            and conn._transport is not None
             and callable(conn._listeners.clear)
             and callable(conn._log_listeners.clear)
             and conn._protocol._is_cancelling() is False
@@ -84,6 +86,17 @@ def forget_borrower(conn: Any, *, transaction: bool, listeners: bool) -> None:
 def forget_statements(conn: Any) -> None:
     """Forget all prepared statements, of which the server no longer knows any."""
     conn._mark_stmts_as_closed()
+
+
+def drop(conn: Any) -> None:
+    """Drop the socket, on a closed loop too."""
+    transport = conn._transport
+    try:
+        conn.terminate()
+    except RuntimeError:
+        # The transport puts its last step off to the loop, which is closed.
+        sock = transport.get_extra_info("socket")
+        getattr(sock, "_sock", sock).close()
 
 
 def tls_was_refused(exc: OSError) -> bool:

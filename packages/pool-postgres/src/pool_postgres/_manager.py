@@ -159,7 +159,7 @@ class PostgresConnectionManager:
 
     def terminate(self, conn: Connection, /) -> None:
         """Drop the socket."""
-        conn.terminate()
+        _driver.drop(conn)
 
     def reset(self, conn: Connection, /) -> Awaitable[None] | None:
         """Wipe what ``reset`` names, roll back an open transaction, wait for a cut-off query.

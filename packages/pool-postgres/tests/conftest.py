@@ -1,0 +1,54 @@
+"""What the tests of this package share: a runner for coroutines, and short ways to the servers."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from containers.servers import Server, ServerFactory
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a coroutine test in a loop of its own; nothing may reach the loop's exception handler, no task may be left."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    complaints: list[object] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        await pyfuncitem.obj(**arguments)
+        for _ in range(20):
+            if not (left := asyncio.all_tasks() - {asyncio.current_task()}):
+                break
+            await asyncio.sleep(0.01)
+        assert not left, f"tasks are left: {left}"
+
+    asyncio.run(run())
+    assert not complaints, complaints
+    return True
+
+
+@pytest.fixture
+def postgres(server: ServerFactory) -> Server:
+    """The run's PostgreSQL."""
+    return server("postgres")
+
+
+@pytest.fixture
+def url(postgres: Server) -> str:
+    """Its URL."""
+    return postgres.url
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _all_started(server: ServerFactory) -> None:
+    # PgBouncer would otherwise be started in the background, by sockets that the conformance kit takes for leaks.
+    server("postgres")
+    server("pgbouncer")
