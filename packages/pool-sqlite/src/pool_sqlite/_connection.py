@@ -1,0 +1,547 @@
+"""The lent connection: an ``aiosqlite.Connection`` that knows what it is doing and what its borrower changed.
+
+Everything that aiosqlite does passes through its ``_execute``; here that is one small job class, so that a cancelled
+statement is interrupted or never begun, and a loop that is gone does not kill the thread. SQLite's authorizer, which
+sees every statement when it is prepared, tells what leaves session state behind.
+
+Privates of aiosqlite used here, and nowhere else in this package: ``_tx``, ``_running``, ``_connection``, ``_connect``,
+``_execute`` and ``_STOP_RUNNING_SENTINEL``. Should a release move ``_execute``, ``watched`` stays False, and the manager
+lends no connection twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+import sys
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import aiosqlite
+from aiosqlite.core import _STOP_RUNNING_SENTINEL  # type: ignore[attr-defined, unused-ignore]
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["SESSION_PRAGMAS", "WatchedConnection"]
+
+# What PRAGMA changes for one connection only, and can read back. Set to something else by a borrower, they are put back.
+SESSION_PRAGMAS = (
+    "analysis_limit",
+    "automatic_index",
+    "busy_timeout",
+    "cache_size",
+    "cache_spill",
+    "cell_size_check",
+    "checkpoint_fullfsync",
+    "count_changes",
+    "defer_foreign_keys",
+    "empty_result_callbacks",
+    "foreign_keys",
+    "full_column_names",
+    "fullfsync",
+    "ignore_check_constraints",
+    "journal_mode",
+    "journal_size_limit",
+    "legacy_alter_table",
+    "locking_mode",
+    "max_page_count",
+    "mmap_size",
+    "query_only",
+    "read_uncommitted",
+    "recursive_triggers",
+    "reverse_unordered_selects",
+    "secure_delete",
+    "short_column_names",
+    "synchronous",
+    "temp_store",
+    "threads",
+    "trusted_schema",
+    "wal_autocheckpoint",
+    "writable_schema",
+)
+_NOTED_PRAGMAS = frozenset(SESSION_PRAGMAS) | {"case_sensitive_like"}
+
+# Authorizer actions after which the session may differ. sqlite3 exports them under these names.
+_NOTED_ACTIONS = frozenset(
+    getattr(sqlite3, f"SQLITE_{name}")
+    for name in (
+        "ATTACH",
+        "DETACH",
+        "CREATE_TEMP_INDEX",
+        "CREATE_TEMP_TABLE",
+        "CREATE_TEMP_TRIGGER",
+        "CREATE_TEMP_VIEW",
+        "CREATE_VTABLE",
+        "DROP_TEMP_INDEX",
+        "DROP_TEMP_TABLE",
+        "DROP_TEMP_TRIGGER",
+        "DROP_TEMP_VIEW",
+    )
+)
+_TEMP_ORDER = ("trigger", "view", "index", "table")
+
+# Methods that hang a function on the connection, and the arguments that take it off again.
+_HOOKS: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
+    "create_function": lambda key: (key[1], key[2], None),
+    "set_progress_handler": lambda _: (None, 0),
+    "set_trace_callback": lambda _: (None,),
+    "enable_load_extension": lambda _: (False,),
+}
+
+_HAS_AUTOCOMMIT = sys.version_info >= (3, 12)
+_LOOKS = 2
+_SAVEPOINT = "pool_sqlite_test"
+_VERB = re.compile(
+    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?P<verb>BEGIN|COMMIT|END|ROLLBACK)\b(?!\s+(?:TRANSACTION\s+)?TO\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+class _Job:
+    """One call in the connection's thread, whose outcome goes to the loop that asked, if that still exists."""
+
+    __slots__ = ("_function", "_loop", "_owner", "finished", "future", "started")
+
+    def __init__(self, owner: WatchedConnection, function: Callable[[], Any]) -> None:
+        self._owner = owner
+        self._function = function
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self._loop.create_future()
+        self.started = False
+        self.finished = False
+
+    def __call__(self) -> None:
+        # `started` is set before `cancelled` is read, and the loop reads it after the cancel: so a cancelled job that
+        # looks unstarted to the loop is never begun. aiosqlite itself would still run it, unobserved.
+        self.started = True
+        if self.future.cancelled():
+            return
+        try:
+            if self._owner.terminated:
+                msg = "the connection was terminated"
+                raise sqlite3.ProgrammingError(msg)  # one way out for all failures
+            result = self._function()
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for this job
+            self.finished = True
+            self._tell(_set_exception, error)
+        else:
+            self.finished = True
+            self._tell(_set_result, result)
+
+    def _tell(self, function: Callable[[asyncio.Future[Any], Any], None], outcome: object) -> None:
+        # A closed loop has nobody waiting; aiosqlite's thread would die of this RuntimeError, the database still open.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, self.future, outcome)
+
+
+def _set_result(future: asyncio.Future[Any], result: object) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """What SQL statements and hooks can change about a connection, apart from the database itself."""
+
+    pragmas: dict[str, Any]
+    attached: frozenset[str]
+    temporary: frozenset[tuple[str, str, bool]]  # type, name, virtual
+    hooks: dict[tuple[Any, ...], tuple[tuple[Any, ...], dict[str, Any]]]
+    authorizer: Callable[..., int] | None
+
+    def differences(self, other: _Session) -> list[str]:
+        """Name what is not the same in `other`."""
+        found = [name for name, value in self.pragmas.items() if not _same_pragma(name, value, other.pragmas[name])]
+        for kind in ("attached", "temporary", "hooks", "authorizer"):
+            if getattr(self, kind) != getattr(other, kind):
+                found.append(kind)
+        return found
+
+
+def _same_pragma(name: str, one: object, other: object) -> bool:
+    # WAL is a property of the file, which other connections share: it is nobody's session state.
+    return one == other or (name == "journal_mode" and "wal" in (one, other))
+
+
+class WatchedConnection(aiosqlite.Connection):
+    """What ``SqliteConnectionManager.connect`` returns. To its borrower it is aiosqlite's connection, no more.
+
+    Attributes:
+        unfinished: Calls under way, and for ever one more after a call was cancelled that its thread had begun.
+        terminated: No further call is begun.
+        watched: This class sees what is executed.
+        noticed: Something happened that may have changed the session.
+        begun: In a test transaction: the borrower said BEGIN, and neither COMMIT nor ROLLBACK since.
+        asked: How often the pool has looked at the connection, up to 2 (see `seen`).
+        particular: An open transaction, or none, may cost the connection: ask `misplaced`.
+    """
+
+    def __init__(
+        self,
+        opener: Callable[[], sqlite3.Connection],
+        iter_chunk_size: int,
+        *,
+        test_transaction: bool,
+        refuse_open: bool,
+    ) -> None:
+        super().__init__(self._open, iter_chunk_size)
+        self._opener = opener
+        self._raw: sqlite3.Connection | None = None
+        self._test = test_transaction
+        self._refuse_open = refuse_open
+        self.particular = test_transaction or refuse_open
+        self.unfinished = 0
+        self.terminated = False
+        self.watched = False
+        self.noticed = False
+        self.begun = False
+        self._cursors: set[weakref.ref[sqlite3.Cursor]] = set()  # a WeakSet's len() costs more than all of needs_wipe
+        self._hooks: dict[tuple[Any, ...], tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._authorizer: Callable[..., int] | None = None
+        # The session to go back to: as opened, and as it was when it was first handed out (see `seen`).
+        self._fresh: _Session | None = None
+        self._fresh_attributes: tuple[Any, ...] = ()
+        self.asked = 0
+        self._setup: _Session | None = None
+        self._setup_attributes: tuple[Any, ...] = ()
+        self._autocommit: Any = None
+        self._setup_noticed = False
+        self._setup_wanted = False
+
+    # --- calls into the thread ----------------------------------------------------------------------------------------
+
+    async def _connect(self) -> WatchedConnection:
+        """Open the database. Whatever cuts this off, the thread closes what it opened, and ends."""
+        job = _Job(self, self._open)
+        try:
+            self._tx.put_nowait((None, job))
+            self._connection = await job.future
+        except BaseException:
+            self.terminate()
+            raise
+        return self
+
+    async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run one call in the thread: all of aiosqlite passes here."""
+        if not self._running or self._connection is None:
+            msg = "Connection closed"
+            raise ValueError(msg)
+        self.watched = True
+        name = getattr(fn, "__name__", "")
+        job = _Job(self, partial(self._call, name, fn, args, kwargs))
+        self.unfinished += 1
+        self._tx.put_nowait((None, job))
+        try:
+            result = await job.future
+        except BaseException:
+            if job.started and not job.finished:
+                # Nobody waits for this call any more, but SQLite is at it: stop it, and never trust this connection
+                # again. Later statements may fail with "interrupted" for as long as another one is half-read.
+                with suppress(sqlite3.Error):
+                    self._connection.interrupt()
+                raise
+            self.unfinished -= 1
+            raise
+        self.unfinished -= 1
+        self._follow(name, fn, result)
+        return result
+
+    def _call(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._setup_wanted:
+            self._setup_wanted = False
+            self._setup = self._read()
+        if name in _HOOKS or name == "load_extension":
+            self.noticed = True
+            result = fn(*args, **kwargs)
+            key = (name, *args[:2]) if name in ("create_function", "load_extension") else (name,)
+            self._hooks[key] = (args, kwargs)
+            return result
+        if name == "set_authorizer":
+            self.noticed = True
+            self._authorizer = args[0]
+            return fn(self._notice)
+        if self._test:
+            return self._within_test(name, fn, args, kwargs)
+        return fn(*args, **kwargs)
+
+    def _follow(self, name: str, fn: Callable[..., Any], result: object) -> None:
+        """Remember the cursors that may be half-read: such a one holds a read lock, and in WAL an old snapshot."""
+        cursor = result if isinstance(result, sqlite3.Cursor) else getattr(fn, "__self__", None)
+        if not isinstance(cursor, sqlite3.Cursor):
+            return
+        done = name in ("fetchall", "close") or (name in ("fetchone", "fetchmany") and not result)
+        if done or cursor.description is None:
+            self._cursors.discard(weakref.ref(cursor))
+        else:
+            self._cursors.add(weakref.ref(cursor, self._cursors.discard))
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> asyncio.Future[None] | None:
+        """Close the database and end the thread, after what is queued. The future tells, where a loop is running."""
+        self._running = False
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._tx.put_nowait((None, self._finish))
+            return None
+        future: asyncio.Future[None] = loop.create_future()
+        self._tx.put_nowait((None, partial(self._finish, future)))
+        return future
+
+    def _finish(self, future: asyncio.Future[None] | None = None) -> object:
+        if self._raw is not None:
+            with suppress(sqlite3.Error):
+                self._raw.close()
+        if future is not None:
+            with suppress(RuntimeError):
+                future.get_loop().call_soon_threadsafe(_set_result, future, None)
+        return _STOP_RUNNING_SENTINEL
+
+    def terminate(self) -> None:
+        """Interrupt what runs, begin nothing more, close the database in its own thread. Does not wait."""
+        self.terminated = True
+        self._connection = None
+        if self._raw is not None:
+            with suppress(sqlite3.Error):  # closed already
+                self._raw.interrupt()
+        if self._running:
+            self.stop()
+
+    # --- the session --------------------------------------------------------------------------------------------------
+
+    def seen(self) -> None:
+        """Take note that the pool looked at the connection: it does so before it lends one, and when one comes back.
+
+        What was changed before the first look, if a second one followed, was set up on purpose (a customizer's
+        on_acquire) and stays; what changes later is a borrower's. With no second look before the first `needs_wipe`
+        (connect, use, reset, by hand) everything since connect is a borrower's.
+        """
+        self.asked += 1
+        if self.asked == 1:
+            self._setup_attributes = self._attributes()
+            self._setup_noticed, self.noticed = self.noticed, False
+            self._setup_wanted = self._setup_noticed
+
+    def misplaced(self) -> bool:
+        """Tell whether a transaction is open that must not be, or the test transaction is gone."""
+        raw = self._connection
+        assert raw is not None
+        if self._test:
+            return not raw.in_transaction or (self._refuse_open and self.begun)
+        return self._refuse_open and raw.in_transaction
+
+    def needs_wipe(self) -> bool:
+        """Put the factories back, here and now, and tell whether anything is left that needs the thread."""
+        raw = self._connection
+        assert raw is not None
+        if self.asked < _LOOKS:
+            self.asked = _LOOKS
+            self.noticed = self.noticed or self._setup_noticed
+            self._setup_wanted = False
+            self._setup, self._setup_attributes = None, self._fresh_attributes
+        row_factory, text_factory, isolation_level = self._setup_attributes
+        if raw.row_factory is not row_factory:
+            raw.row_factory = row_factory
+        if raw.text_factory is not text_factory:
+            raw.text_factory = text_factory
+        if self._test:
+            return self.begun or bool(self._cursors)
+        return raw.in_transaction or self.noticed or bool(self._cursors) or raw.isolation_level != isolation_level
+
+    async def wipe(self) -> None:
+        """Go back to the session that was first handed out, proven by reading it again.
+
+        Raises:
+            sqlite3.Error: it cannot be restored; the connection is to be closed.
+        """
+        await self._execute(self._wipe)
+
+    def _attributes(self) -> tuple[Any, ...]:
+        raw = self._raw
+        assert raw is not None
+        return raw.row_factory, raw.text_factory, raw.isolation_level
+
+    def _open(self) -> sqlite3.Connection:
+        raw = self._raw = self._opener()
+        if self._test:
+            raw.execute("BEGIN")
+            raw.execute(f"SAVEPOINT {_SAVEPOINT}")
+        self._fresh = self._read()
+        self._fresh_attributes = self._setup_attributes = self._attributes()
+        self._autocommit = getattr(raw, "autocommit", None)
+        return raw
+
+    def _wipe(self) -> None:
+        raw: Any = self._raw  # `autocommit` is unknown before 3.12
+        for reference in list(self._cursors):
+            if (cursor := reference()) is not None:
+                cursor.close()
+        self._cursors.clear()
+        if self._test:
+            if self.begun:
+                self._in_savepoint("ROLLBACK", raw.execute)
+            return
+        if raw.in_transaction:
+            raw.rollback()
+        if _HAS_AUTOCOMMIT and (raw.autocommit != self._autocommit or self._autocommit in (True, False)):
+            if raw.in_transaction and raw.autocommit is True:
+                raw.execute("ROLLBACK")  # there sqlite3's rollback() does nothing
+            raw.autocommit = True  # most PRAGMAs do nothing within a transaction
+        if self.noticed:
+            self._restore()
+        if _HAS_AUTOCOMMIT and raw.autocommit != self._autocommit:
+            raw.autocommit = self._autocommit
+        if raw.isolation_level != self._setup_attributes[2]:
+            raw.isolation_level = self._setup_attributes[2]
+
+    def _restore(self) -> None:
+        raw, wanted = self._raw, self._setup or self._fresh
+        assert raw is not None
+        assert wanted is not None
+        self._authorizer = wanted.authorizer
+        for key in [key for key, hook in self._hooks.items() if hook != wanted.hooks.get(key)]:
+            args, kwargs = wanted.hooks.get(key) or (_cleared(key), {})
+            getattr(raw, key[0])(*args, **kwargs)
+            if key in wanted.hooks:
+                self._hooks[key] = wanted.hooks[key]
+            else:
+                del self._hooks[key]
+        found = self._read()
+        for name, value in wanted.pragmas.items():
+            if not _same_pragma(name, found.pragmas[name], value):
+                raw.execute(f"PRAGMA {name} = {value}")
+                if name == "locking_mode":
+                    raw.execute("SELECT count(*) FROM sqlite_master")  # the file's lock goes with the next access
+        surplus = sorted(found.temporary - wanted.temporary, key=lambda one: (not one[2], _TEMP_ORDER.index(one[0])))
+        for kind, name, _ in surplus:
+            raw.execute(f"DROP {kind} IF EXISTS temp.{_quoted(name)}")
+        for name in found.attached - wanted.attached:
+            raw.execute(f"DETACH {_quoted(name)}")
+        if left := wanted.differences(self._read()):
+            msg = f"the borrower's changes cannot be undone: {', '.join(left)}"
+            raise sqlite3.ProgrammingError(msg)
+        self.noticed = False
+
+    def _read(self) -> _Session:
+        """Read the session's state, past whatever the borrower hung on the connection."""
+        raw = self._raw
+        assert raw is not None
+        noticed, authorizer, text_factory = self.noticed, self._authorizer, raw.text_factory
+        self._authorizer, raw.text_factory = None, str
+        try:
+            # Setting it makes SQLite compile every cached statement anew. Some PRAGMAs act, and read, when they are
+            # compiled: run from sqlite3's statement cache they would do nothing and tell an old value.
+            raw.set_authorizer(self._notice)
+            pragmas = {name: _value(raw, f"PRAGMA {name}") for name in SESSION_PRAGMAS}
+            pragmas["case_sensitive_like"] = _value(raw, "SELECT 'a' NOT LIKE 'A'")
+            return _Session(
+                pragmas={name: value for name, value in pragmas.items() if value is not None},
+                attached=frozenset(row[1] for row in _rows(raw, "PRAGMA database_list")) - {"main", "temp"},
+                temporary=frozenset(
+                    (kind, name, str(sql).upper().startswith("CREATE VIRTUAL"))
+                    for kind, name, sql in _rows(raw, "SELECT type, name, sql FROM sqlite_temp_master")
+                    if not name.startswith("sqlite_")
+                ),
+                hooks=dict(self._hooks),
+                authorizer=authorizer,
+            )
+        finally:
+            self.noticed, self._authorizer, raw.text_factory = noticed, authorizer, text_factory
+
+    def _notice(self, action: int, first: Any, second: Any, database: Any, source: Any) -> int:
+        """SQLite's authorizer: called while a statement is prepared."""
+        if action in _NOTED_ACTIONS or (
+            action == sqlite3.SQLITE_PRAGMA and second is not None and first.lower() in _NOTED_PRAGMAS
+        ):
+            self.noticed = True
+        if self._test and action == sqlite3.SQLITE_TRANSACTION:
+            return sqlite3.SQLITE_DENY  # whatever way it came: nothing ends the test transaction
+        if self._authorizer is not None:
+            return self._authorizer(action, first, second, database, source)
+        return sqlite3.SQLITE_OK
+
+    # --- the test transaction -----------------------------------------------------------------------------------------
+
+    def _within_test(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let BEGIN, COMMIT and ROLLBACK work on a savepoint: the transaction around it is never ended."""
+        raw = self._raw
+        assert raw is not None
+        if name in ("commit", "rollback"):
+            self._in_savepoint("COMMIT" if name == "commit" else "ROLLBACK", raw.execute)
+            return None
+        if name == "executescript":  # sqlite3's own begins with a COMMIT
+            self._in_savepoint("COMMIT", raw.execute)
+            target = fn.__self__  # type: ignore[attr-defined]
+            cursor = target if isinstance(target, sqlite3.Cursor) else raw.cursor()
+            for statement in _statements(args[0]):
+                if (verb := _verb(statement)) is not None:
+                    self._in_savepoint(verb, cursor.execute)
+                else:
+                    cursor.execute(statement)
+            return cursor
+        if args and (verb := _verb(args[0])) is not None:
+            return self._in_savepoint(verb, fn)
+        return fn(*args, **kwargs)
+
+    def _in_savepoint(self, verb: Literal["BEGIN", "COMMIT", "ROLLBACK"], execute: Callable[..., Any]) -> Any:
+        if verb == "BEGIN" and self.begun:
+            msg = "cannot start a transaction within a transaction"
+            raise sqlite3.OperationalError(msg)  # as SQLite says it
+        self.begun = verb == "BEGIN"
+        if verb == "ROLLBACK":
+            return execute(f"ROLLBACK TO {_SAVEPOINT}", ())
+        execute(f"RELEASE {_SAVEPOINT}", ())
+        return execute(f"SAVEPOINT {_SAVEPOINT}", ())
+
+
+def _verb(statement: object) -> Literal["BEGIN", "COMMIT", "ROLLBACK"] | None:
+    if not isinstance(statement, str) or (match := _VERB.match(statement)) is None:
+        return None
+    verb = match["verb"].upper()
+    if verb == "BEGIN":
+        return "BEGIN"
+    return "ROLLBACK" if verb == "ROLLBACK" else "COMMIT"
+
+
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for part in script.split(";"):
+        statement += part + ";"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+    if statement.strip("; \t\r\n"):
+        yield statement.removesuffix(";")  # the last one may do without, or be wrong: SQLite will say so
+
+
+def _rows(raw: sqlite3.Connection, sql: str) -> list[tuple[Any, ...]]:
+    cursor = raw.cursor()
+    cursor.row_factory = None
+    return cursor.execute(sql).fetchall()
+
+
+def _value(raw: sqlite3.Connection, sql: str) -> Any:
+    rows = _rows(raw, sql)
+    return rows[0][0] if rows else None
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _cleared(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    if key[0] not in _HOOKS:
+        msg = f"{key[0]} cannot be undone"
+        raise sqlite3.ProgrammingError(msg)
+    return _HOOKS[key[0]](key)

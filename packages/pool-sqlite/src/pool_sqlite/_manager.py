@@ -1,0 +1,176 @@
+"""The manager: the four verbs, and reset, terminate and is_transient."""
+
+from __future__ import annotations
+
+import sqlite3
+import weakref
+from typing import TYPE_CHECKING, Unpack
+
+from ._connection import WatchedConnection
+from ._settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    import aiosqlite
+
+    from ._settings import Database, SqliteOptions
+
+__all__ = ["SqliteConnectionManager"]
+
+# Somebody else holds a lock, or the machine is short of something: the same connect may succeed later.
+# https://www.sqlite.org/rescode.html
+_TRANSIENT = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_FULL,
+    }
+)
+_CANNOT_HEAL = (TypeError, ValueError, AttributeError, ImportError)
+
+
+class SqliteConnectionManager:
+    """Opens aiosqlite connections to one SQLite database, for ``pool_core.Pool``.
+
+    Args:
+        database: A path (str or ``os.PathLike``; made absolute here, so that a later chdir opens no other file),
+            ``sqlite:///relative.db``, ``sqlite:////abs/path.db`` (percent-decoded), a SQLite URI ``file:...``, or
+            ``:memory:`` or ``sqlite://``: one database in memory, shared by all connections of this manager. It lives
+            from the first connect until the manager is garbage-collected, also while the pool has no connection open.
+            In a URL's query may stand wal, busy_timeout, foreign_keys, timeout, open_transaction and
+            test_transaction, and SQLite's own parameters (``mode=ro``); keyword options win over them.
+        wal: True switches the file to write-ahead logging, so that readers and one writer do not block each other.
+            Default: as the file is.
+        busy_timeout: Milliseconds, as in ``PRAGMA busy_timeout``: how long a statement waits for another connection's
+            lock. Default: the driver's ``timeout``, 5.0 seconds.
+        foreign_keys: Sets ``PRAGMA foreign_keys``. Default: as SQLite was built, which is off as a rule.
+        open_transaction: What happens to a connection that comes back within a transaction: ``"rollback"`` (default)
+            or ``"close"`` (diesel's rule).
+        test_transaction: For tests, with ``max_size=1``: each connection is opened within a transaction that is never
+            committed (diesel's ``begin_test_transaction``). Commit and rollback, as methods and in SQL, work on a
+            savepoint in it. Default False.
+        **options: All other options of ``aiosqlite.connect``, passed on as they are: timeout, detect_types,
+            isolation_level, autocommit (Python 3.12), check_same_thread, factory, cached_statements, uri,
+            iter_chunk_size.
+
+    Raises:
+        TypeError: an unknown option, or a value of the wrong type.
+        ValueError: a value or URL that is not allowed, or two options that contradict each other. The text names the
+            option and what is allowed, and nothing of the URL.
+    """
+
+    def __init__(self, database: Database, **options: Unpack[SqliteOptions]) -> None:
+        self._settings = Settings(database, options)
+        self._anchor: weakref.finalize[[], SqliteConnectionManager] | None = None
+
+    def __repr__(self) -> str:
+        return f"SqliteConnectionManager({self._settings.shown!r})"
+
+    def update(self, database: Database | None = None, **options: Unpack[SqliteOptions]) -> None:
+        """Change settings for connections opened from now on; call ``pool.evict()`` to retire those opened before.
+
+        Options that are not named stay as they are. Without ``database`` it is the same one, in memory too; with one, a
+        memory database lives on until the connections to it are closed.
+
+        Raises:
+            TypeError, ValueError: as on construction; nothing is changed then.
+        """
+        if database is None:
+            self._settings = self._settings.changed(options)
+            return
+        self._settings = self._settings.moved(database, options)
+        if self._anchor is not None:
+            self._anchor()
+            self._anchor = None
+
+    async def connect(self) -> aiosqlite.Connection:
+        """Open the database in a thread of its own and read from it, so that a file that is none is found out here.
+
+        Raises:
+            sqlite3.Error: as SQLite raises it; ``NotSupportedError`` if ``wal`` or ``foreign_keys`` is refused.
+        """
+        settings = self._settings
+        if settings.in_memory and self._anchor is None:
+            self._anchor = weakref.finalize(self, settings.anchor().close)
+        conn = WatchedConnection(
+            settings.open,
+            settings.iter_chunk_size,
+            test_transaction=settings.options.get("test_transaction", False),
+            refuse_open=settings.options.get("open_transaction") == "close",
+        )
+        try:
+            await conn
+            await conn.execute_fetchall("PRAGMA schema_version")
+        except BaseException:
+            conn.terminate()
+            raise
+        return conn
+
+    async def is_valid(self, conn: aiosqlite.Connection, /) -> bool:
+        """Prove that the thread and SQLite answer: ``SELECT 1``."""
+        return len(list(await conn.execute_fetchall("SELECT 1"))) == 1
+
+    def has_broken(self, conn: aiosqlite.Connection, /) -> bool:
+        """Tell whether it was closed, a call was cancelled while it ran, one is still under way, or it is not ours.
+
+        With ``open_transaction="close"`` also whether a transaction is open; with ``test_transaction`` whether the test
+        transaction is gone, which only SQLite itself can bring about (a full disk).
+        """
+        if (
+            not isinstance(conn, WatchedConnection)
+            or conn.unfinished != 0
+            or conn._connection is None
+            or not conn._running
+        ):
+            return True
+        if conn.asked < 2:
+            conn.seen()
+        return conn.particular and conn.misplaced()
+
+    def reset(self, conn: aiosqlite.Connection, /) -> Awaitable[None] | None:
+        """Wipe what a borrower left behind; None, without any call into the thread, where there is nothing.
+
+        Wiped: an open transaction, half-read cursors, attached databases, temporary tables and what belongs to them,
+        PRAGMAs of the connection, row_factory, text_factory, isolation_level, autocommit, functions made by
+        create_function, the authorizer, progress handler and trace callback. What a customizer's on_acquire set up
+        stays. Within a test transaction: only a BEGIN left open, cursors and the two factories.
+
+        Raises:
+            sqlite3.Error: (from the awaitable) something cannot be undone, as an extension loaded or a temporary table
+                of the customizer dropped; the pool then closes the connection.
+        """
+        if not isinstance(conn, WatchedConnection):
+            return _refuse("it was not opened by SqliteConnectionManager")
+        if not conn.watched:
+            return _refuse(
+                "this release of aiosqlite hides what is executed; pool-sqlite needs aiosqlite>=0.22.1,<0.23"
+            )
+        return conn.wipe() if conn.needs_wipe() else None
+
+    async def close(self, conn: aiosqlite.Connection, /) -> None:
+        """Close the database and end the thread, after calls that are still queued."""
+        await conn.close()
+
+    def terminate(self, conn: aiosqlite.Connection, /) -> None:
+        """Interrupt what runs, drop what is queued, let the thread close the database and end. Does not wait.
+
+        SQLite cannot be interrupted while it waits for a lock: then the thread ends when ``busy_timeout`` is over.
+        """
+        if isinstance(conn, WatchedConnection):
+            conn.terminate()
+
+    def is_transient(self, exc: Exception, /) -> bool:
+        """Tell locked, busy, out of memory or disk space (True) from a file that cannot be opened or is none (False)."""
+        if isinstance(exc, sqlite3.Error):
+            code = getattr(exc, "sqlite_errorcode", None)  # extended: the primary code is its low byte
+            return "is locked" in str(exc) if code is None else code & 0xFF in _TRANSIENT
+        return not isinstance(exc, _CANNOT_HEAL)
+
+
+async def _refuse(why: str) -> None:
+    msg = f"the connection cannot be reset: {why}"
+    raise sqlite3.NotSupportedError(msg)
