@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent
 PACKAGES = ["pool-core", "pool-sqlite", "pool-postgres", "pool-redis", "pool-mysql", "pool-mongo"]
 PYTHONS = ["3.11", "3.12", "3.13"]
 FLOOR = PYTHONS[0]
+EXTRAS = {"pool-mongo": "[motor]"}  # that their tests need
 DECIDERS = ["_state.py", "_tasks.py", "_lease.py", "_pool.py"]  # every branch of these is tested
 SETUP = ROOT / "containers" / "setup.sh"
 RESULTS = Path(tempfile.gettempdir(), f"pool-core-results-{os.getpid()}")
@@ -80,7 +81,8 @@ def install(session: nox.Session, groups: list[str], packages: list[str], *optio
     """Install development groups, then packages of this repository as editable."""
     if groups:
         session.install(*nox.project.dependency_groups(PYPROJECT, *groups))
-    session.install(*options, *(part for package in packages for part in ("-e", f"packages/{package}")))
+    named = [f"packages/{package}{EXTRAS.get(package, '')}" for package in packages]
+    session.install(*options, *(part for name in named for part in ("-e", name)))
 
 
 def test_files(*paths: str) -> list[Path]:
