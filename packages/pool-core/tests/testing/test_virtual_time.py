@@ -105,6 +105,17 @@ def test_a_task_that_is_left_running_is_an_error_that_names_it() -> None:
     run(main, strict=False)
 
 
+def test_a_timer_that_is_left_set_is_an_error_that_names_it() -> None:
+    """A closed pool's timer keeps the pool alive, and fires into it."""
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_later(30, test_settle_on_another_loop_says_what_it_needs)
+
+    with pytest.raises(LeftoverError, match="a timer was left set, for 30 s: .*test_settle_on_another_loop"):
+        run(main)
+    run(main, strict=False)
+
+
 def test_a_task_that_swallows_its_cancel_does_not_hang_the_run() -> None:
     """The kit has to survive the programs that it is made to find."""
 

@@ -40,6 +40,8 @@ class Parts:
         _, conn = await asyncio.get_running_loop().create_connection(self.Connection, *self.address)
         return conn
 
+    _hello: Any
+
     async def hello(self, conn: Any) -> None:
         answer = await conn.ask(self._hello())
         if answer != "OK":
@@ -158,6 +160,16 @@ class OneLockForAll(Base):
 
         self.Connection = Locked
         self.lock = asyncio.Lock()
+
+
+class ThrowsAwayWhatWasUsed(Base):
+    def has_broken(self, conn: Any) -> bool:
+        return getattr(conn, "used", False) or bool(super().has_broken(conn))
+
+    class Connection(LineConnection):
+        async def ask(self, request: str) -> Any:
+            self.used = not request.startswith("HELLO")
+            return await super().ask(request)
 
 
 # ------------------------------------------------------------------ connect errors
@@ -550,6 +562,7 @@ WRONG = [
     (NewIsBroken, "connect_and_use", "has_broken of a new connection is True instead of False"),
     (CloseIsPlain, "connect_and_use", "close returned None instead of an awaitable"),
     (CloseKeepsSocket, "connect_and_use", "close returned and the connection is still open"),
+    (ThrowsAwayWhatWasUsed, "in_a_pool", r"had to open \d+, closed as {'broken': \d+}.*the pool saves nothing"),
     (ReadsPieces, "small_pieces", "use\\(\\) of a connection whose bytes arrive three at a time .* failed"),
     (OneLockForAll, "connections_are_independent", "connect waits for a slow request on another connection"),
     (

@@ -26,7 +26,7 @@ class StuckError(RuntimeError):
 
 
 class LeftoverError(AssertionError):
-    """A finished run left tasks behind, or the loop's exception handler was called."""
+    """A finished run left tasks or timers behind, or the loop's exception handler was called."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -233,8 +233,8 @@ def run(
         main: a coroutine, or a function that returns one.
         args: what to call it with.
         start, real_wait, time_limit: see :class:`VirtualTimeLoop`.
-        strict: whether tasks that are left at the end, and calls of the loop's exception handler (an exception that
-            nobody retrieved, a callback that raised), are errors. Either way tasks that are left are cancelled.
+        strict: whether tasks and timers that are left at the end, and calls of the loop's exception handler (an
+            exception that nobody retrieved, a callback that raised), are errors. Either way tasks are cancelled.
 
     Raises:
         StuckError: the program can not go on; it names the tasks that wait.
@@ -247,10 +247,12 @@ def run(
         except BaseException:
             _sweep(loop)
             raise
+        timers = loop.timers()
         left = _sweep(loop)
     finally:
         loop.close()
     problems = [f"a task was left running: {task}" for task in left]
+    problems += [f"a timer was left set, for {timer.when():g} s: {timer!r}" for timer in timers if not left]
     problems += [f"the loop's exception handler was called: {_explain(context)}" for context in loop.errors]
     if strict and problems:
         error = LeftoverError("\n".join(problems))

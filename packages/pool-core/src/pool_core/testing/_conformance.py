@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, NoReturn, TypeVar, cast
 
-from pool_core import ConnectionManager, SupportsReset, SupportsTerminate, SupportsTransient
+from pool_core import ConnectionManager, Pool, SupportsReset, SupportsTerminate, SupportsTransient
 from pool_core.testing._injector import CancelMode, Injector, acancel_everywhere
 from pool_core.testing._proxy import FaultProxy
 
@@ -180,10 +180,10 @@ class Lab(Generic[C]):
         mine = [number for number, _ in self._open_files() - self._files if number not in own]
         return max(self._proxy.open, len(mine))
 
-    async def released(self, complaint: str, *, keep: int = 0) -> None:
-        """Fail unless the manager under test has given up its sockets, but for ``keep`` of them, within a second."""
+    async def released(self, complaint: str) -> None:
+        """Fail unless the manager under test has given up its sockets within a second."""
         await eventually(
-            lambda: self.sockets() <= keep, 1, lambda: f"{complaint}: {self.sockets() - keep} socket(s) are still open"
+            lambda: self.sockets() == 0, 1, lambda: f"{complaint}: {self.sockets()} socket(s) are still open"
         )
 
     async def end(self) -> None:
@@ -334,17 +334,35 @@ class ManagerConformance(Generic[C]):
                 manager.has_broken(conn), False, "has_broken after a reset", "a clean connection is not broken"
             )
             await self._use(lab, conn, "a connection that has been reset")
-        sockets = lab.sockets()
         for conn in (first, second):
             closing = manager.close(conn)
             if not inspect.isawaitable(closing):
                 _fail(f"close returned {closing!r} instead of an awaitable: make it an async def")
             await lab.within(closing, "close did not return in time though the server is well")
             lab.forget(conn)
-            await lab.released(
-                "close returned and the connection is still open: close the socket in close",
-                keep=sockets - 1 if conn is first else 0,
+        await lab.released("close returned and the connection is still open: close the socket in close")
+
+    async def check_in_a_pool(self, lab: Lab[C]) -> None:
+        """In a pool: ordinary use costs no connection, and the closed pool leaves nothing open."""
+        errors: list[BaseException] = []
+        pool = Pool(lab.manager(), max_size=2, connection_timeout=4 * self.patience, error_sink=errors.append)
+
+        async def borrow() -> None:
+            async with pool.get() as conn:
+                await self.use(conn)
+
+        async with pool:
+            await asyncio.gather(*[borrow() for _ in range(20)])
+            statistics = pool.state().statistics
+        if errors:
+            _fail(f"the pool reports an error after ordinary use: {_short(errors[0])}")
+        if statistics.connections_created > 2:
+            reasons = {str(reason): count for reason, count in statistics.connections_closed.items() if count}
+            _fail(
+                f"20 ordinary borrowings of 2 connections had to open {statistics.connections_created}, closed as {reasons}:"
+                " has_broken, is_valid or reset throws good connections away, and the pool saves nothing"
             )
+        await lab.released("the pool is closed, and something is still open")
 
     async def check_small_pieces(self, lab: Lab[C]) -> None:
         """Messages that arrive in pieces are put together."""
