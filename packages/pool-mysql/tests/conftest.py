@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pymysql
 import pytest
-from containers.servers import Server, ServerFactory
 from pool_mysql import Connection, MySQLConnectionManager
+
+from containers.servers import Server, ServerFactory
 
 
 class Database:
@@ -59,11 +62,23 @@ class Database:
         return int(rows[0][0])
 
 
-async def eventually(condition: Any, seconds: float = 3.0) -> None:
-    """Wait until it holds, or fail."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
+@pytest.fixture(scope="session")
+def connect_error() -> Callable[[MySQLConnectionManager], Exception]:
+    """What a connect raises, within two seconds, showing no password."""
+
+    async def connect(manager: MySQLConnectionManager) -> Exception:
+        began = time.perf_counter()
+        with pytest.raises(Exception) as caught:
+            await manager.connect()
+        assert time.perf_counter() - began < 2
+        return caught.value
+
+    def check(manager: MySQLConnectionManager) -> Exception:
+        error = asyncio.run(connect(manager))
+        assert "secret" not in "".join(traceback.format_exception(error))
+        return error
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,10 @@ from pool_mysql import Connection, MySQLConnectionManager
 STATE = {
     "@variables": ("SET @x = 1", "SELECT @x"),
     "sql_mode": ("SET sql_mode = 'ANSI_QUOTES'", "SELECT @@sql_mode"),
-    "session variables": ("SET time_zone = '+03:00', foreign_key_checks = 0", "SELECT @@time_zone, @@foreign_key_checks"),
+    "session variables": (
+        "SET time_zone = '+03:00', foreign_key_checks = 0",
+        "SELECT @@time_zone, @@foreign_key_checks",
+    ),
     "isolation": ("SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE", "SELECT @@tx_isolation"),
     "read only": ("SET SESSION TRANSACTION READ ONLY", "SELECT @@tx_read_only"),
     "GET_LOCK": ("SELECT GET_LOCK('kit', 1)", "SELECT IS_USED_LOCK('kit') IS NOT NULL"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import struct
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -73,10 +74,20 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
                 _SSL_CONNECTION_ERROR,
                 "TLS was demanded by the setting ssl, but the server does not offer it: switch TLS on in the server",
             )
+        # asyncio's TLS transport, when cancelled at the end of its handshake, waits up to 30 s for a hung server's
+        # farewell, and nobody else holds it then. What can be ended is the TCP connection, by a handle of our own.
+        handle = self._writer.transport.get_extra_info("socket").dup() if self._ssl_context else None
         try:
             await super()._request_authentication()
+        except BaseException:
+            if handle is not None:
+                with contextlib.suppress(OSError):
+                    handle.shutdown(socket.SHUT_RDWR)
+            raise
         finally:
             self.stream = self._writer or self.stream
+            if handle is not None:
+                handle.close()
 
     async def _read_query_result(self, unbuffered: bool = False) -> None:
         # When a converter raises, the rows behind are still on their way and has_broken may find nothing in the buffer

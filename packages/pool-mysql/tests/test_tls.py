@@ -1,0 +1,137 @@
+"""TLS, of which the driver takes a demand for a wish, and which changes the transport in the middle of a connect."""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pymysql
+import pytest
+from pool_core.testing import FaultProxy, acancel_everywhere
+from pool_mysql import MySQLConnectionManager, TLSRefusedError
+
+from containers.servers import ServerFactory
+
+HERE = Path(__file__).parent
+
+
+def _root(server: Any) -> Any:
+    return pymysql.connect(host=server.host, port=server.port, user="root", password=server.password)
+
+
+@pytest.fixture(scope="module")
+def secured(server: ServerFactory) -> Iterator[Any]:
+    with server("mariadb", fresh=True) as mine:
+        if not mine.label.startswith("container"):
+            pytest.skip("the server's certificate can be put into a container only")
+        certificate, key = ((HERE / f"tls-{name}.pem").read_text() for name in ("cert", "key"))
+        script = (
+            f"printf '%s' '{certificate}' > /etc/mysql/tls-cert.pem; printf '%s' '{key}' > /etc/mysql/tls-key.pem; "
+            "printf '[mysqld]\nssl_cert=/etc/mysql/tls-cert.pem\nssl_key=/etc/mysql/tls-key.pem\n' "
+            "> /etc/mysql/conf.d/tls.cnf; chmod a+r /etc/mysql/*.pem /etc/mysql/conf.d/tls.cnf"
+        )
+        mine._site.execute(["sh", "-c", script])
+        mine.stop()
+        mine.start()
+        yield mine
+
+
+@pytest.fixture
+def trusting() -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=HERE / "tls-cert.pem")
+
+
+def test_demanded_and_not_offered_is_refused_before_the_login_is_sent(db: Any, trusting: ssl.SSLContext) -> None:
+    """aiomysql goes on in plain text."""
+
+    async def main() -> None:
+        with FaultProxy(db.host, db.port) as proxy:
+            manager = db.manager(port=proxy.port, ssl=trusting)
+            with pytest.raises(TLSRefusedError, match="the server does not offer it") as caught:
+                await manager.connect()
+            assert not manager.is_transient(caught.value)
+            assert proxy.forwarded[0] == 0, "something was sent to a server without TLS"
+            await asyncio.sleep(0.02)
+            assert proxy.open == 0
+
+    asyncio.run(main())
+
+
+def test_a_connection_is_encrypted_wiped_closed_and_dropped(secured: Any, trusting: ssl.SSLContext) -> None:
+    """TLS replaces the socket's transport in the middle of the driver's connect."""
+
+    async def main() -> None:
+        with FaultProxy(secured.host, secured.port) as proxy:
+            for reset in ("safe", "strict", "none"):
+                manager = MySQLConnectionManager(secured.url, port=proxy.port, ssl=trusting, reset=reset)  # type: ignore[arg-type]
+                conn = await manager.connect()
+                await conn.query("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
+                assert conn._result.rows[0][1]
+                wiping = manager.reset(conn)
+                assert wiping is not None
+                await wiping
+                assert await manager.is_valid(conn)
+                assert not manager.has_broken(conn)
+                await (manager.close(conn) if reset != "strict" else asyncio.sleep(0, manager.terminate(conn)))
+                await asyncio.sleep(0.02)
+                assert proxy.open == 0
+                assert manager.has_broken(conn)
+
+    asyncio.run(main())
+
+
+def test_a_certificate_that_does_not_fit_is_refused_for_good(secured: Any, connect_error: Any) -> None:
+    """Retrying does not change a certificate."""
+    manager = MySQLConnectionManager(secured.url, ssl=True)
+    error = connect_error(manager)
+    assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
+    assert not manager.is_transient(error)
+
+
+def test_a_server_that_demands_tls_refuses_for_good(secured: Any, connect_error: Any) -> None:
+    """The other way round: the setting is missing on our side."""
+    with contextlib.closing(_root(secured)) as root, root.cursor() as cursor:
+        cursor.execute(f"ALTER USER '{secured.user}'@'%' REQUIRE SSL")
+    try:
+        manager = MySQLConnectionManager(secured.url)
+        error = connect_error(manager)
+        assert not manager.is_transient(error)
+    finally:
+        with contextlib.closing(_root(secured)) as root, root.cursor() as cursor:
+            cursor.execute(f"ALTER USER '{secured.user}'@'%' REQUIRE NONE")
+
+
+@pytest.mark.cancellation
+def test_a_connect_cancelled_anywhere_leaves_no_socket(secured: Any, trusting: ssl.SSLContext) -> None:
+    """A TLS transport closes by a farewell of up to 30 s, which a hung server never answers: it must be aborted."""
+
+    async def main() -> None:
+        with FaultProxy(secured.host, secured.port) as proxy:
+            manager = MySQLConnectionManager(secured.url, port=proxy.port, ssl=trusting)
+
+            async def scenario(inject: Any) -> None:
+                outcome = await inject(manager.connect())
+                if not outcome.cancelled:
+                    manager.terminate(outcome.result)
+                async with asyncio.timeout(2):
+                    while proxy.open:
+                        await asyncio.sleep(0.002)
+
+            assert await acancel_everywhere(scenario) > 5
+        for moment in range(1, 12):  # behind a server that has hung in the middle, the end of its handshake included
+            with FaultProxy(secured.host, secured.port) as proxy:
+                manager.update(port=proxy.port)
+                task = asyncio.ensure_future(manager.connect())
+                await asyncio.sleep(moment * 0.0008)
+                proxy.freeze()
+                task.cancel()
+                await asyncio.wait({task})
+                if not task.cancelled() and task.exception() is None:
+                    manager.terminate(task.result())
+                async with asyncio.timeout(2):
+                    while proxy.open:
+                        await asyncio.sleep(0.002)
+
+    asyncio.run(main())
