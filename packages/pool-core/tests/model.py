@@ -224,6 +224,7 @@ class World:
 
     def do_age(self) -> None:
         self.now += 1.0
+        self.state.look(self.now)  # the alarm of a back-off, should there be one
         self.state.beat(self.now)
 
     def do_expire(self) -> None:
@@ -318,7 +319,7 @@ class World:
             tuple(sorted(map(slot_print, set(state.slots) - {*state.fresh, *state.stale}), key=repr)),
             len(state.closing),
             tuple(
-                (who(a.waiter), a.orphan, a.generation == state.generation, self.now >= a.since + 2)
+                (who(a.waiter), a.orphan, a.generation == state.generation, a.late)
                 for a in state.approvals
             ),
             tuple((g.queued, g.cancelled, g.idle_only, str(type(g.answer))) for g in self.gets),

@@ -92,10 +92,11 @@ class Slot(Generic[C]):
 class Approval(Generic[C]):
     """The right to open one connection: redeemed exactly once, by ``put`` or ``connect_failed`` (bb8's best idea)."""
 
-    __slots__ = ("generation", "orphan", "since", "waiter")
+    __slots__ = ("generation", "late", "orphan", "since", "waiter")
 
     def __init__(self, waiter: Waiter[C] | None, now: float, generation: int) -> None:
         self.waiter = waiter
+        self.late = False  # a probe that has lost patience: others may probe beside it
         self.orphan = False  # its waiter timed out or was cancelled: it counts for nobody else (pgx #1259)
         self.since = now
         self.generation = generation
@@ -521,7 +522,8 @@ class PoolState(Generic[C]):
         when = self.next_expiry
         if self.live or self.starting:
             if self.failures:
-                ready = max([self.retry_at, *(approval.since + PROBE_PATIENCE for approval in self.approvals)])
+                probes = [approval.since + PROBE_PATIENCE for approval in self.approvals if not approval.late]
+                ready = max(probes, default=self.retry_at)
                 if ready > self.tick:  # else something other than time is missing
                     when = min(when, ready)
             if len(self.validating) > self._late_tests:
@@ -541,6 +543,12 @@ class PoolState(Generic[C]):
                     self.next_expiry = min(self.next_expiry, slot.expires_at)
                 elif slot.mark is None:
                     slot.mark = CloseReason.LIFETIME
+        for approval in self.approvals:
+            if self.failures and approval.since + PROBE_PATIENCE <= now:
+                approval.late = True
+                if approval.waiter is not None:
+                    approval.waiter.approval = None
+                    approval.waiter = None
         self._late_tests += _mark_late(self.validating, self._last_test, now)
         self._late_resets += _mark_late(self.resetting, self._last_reset, now)
         self._serve(now)
@@ -639,7 +647,7 @@ class PoolState(Generic[C]):
         if self.slow is False and self.min_idle and self._room():
             idle_after_get = self.floor + len(self.stale)
             assert idle_after_get >= self.min_idle, "the warm path undercuts min_idle"
-        if self._could_connect():
+        if self._may_connect(self.tick):
             assert self._lack() <= self._tries, "capacity is free, somebody waits, and nobody makes progress"
 
     # -- inside
@@ -651,17 +659,14 @@ class PoolState(Generic[C]):
         if not (self.is_open and self._room()) or len(self.approvals) >= self.config.max_connecting:
             return False
         if self.failures:
-            return now >= self.retry_at and all(now >= a.since + PROBE_PATIENCE for a in self.approvals)
+            return now >= self.retry_at and all(approval.late for approval in self.approvals)
         return True
-
-    def _could_connect(self) -> bool:
-        return self.is_open and self._room() and not self.failures and len(self.approvals) < self.config.max_connecting
 
     def _lack(self) -> int:
         """How many more wait than have supply under way: connects with a future, tests and resets that are not slow."""
         supply = len(self.validating) - self._late_tests + len(self.resetting) - self._late_resets
         for approval in self.approvals:
-            supply += not approval.orphan
+            supply += not (approval.orphan or approval.late)
         return self.live - supply
 
     def _serve(self, now: float) -> None:
@@ -725,7 +730,7 @@ class PoolState(Generic[C]):
     def _pass_on(self) -> None:
         """Give connects and tests whose waiter was served otherwise to the first waiters without one."""
         for approval in self.approvals:
-            if approval.waiter is None and not approval.orphan:
+            if approval.waiter is None and not (approval.orphan or approval.late):
                 waiter = self._first_without_approval()
                 if waiter is None:
                     break

@@ -383,6 +383,8 @@ class PoolTasks(Generic[C]):
         loop = self.loop
         if self.life != "closing":
             self._begin_close()
+            if self._is_closed():
+                return
         deadline = loop.time() + timeout
         if self._close_timer is None or deadline < self._close_timer.when():
             if self._close_timer is not None:
@@ -390,9 +392,8 @@ class PoolTasks(Generic[C]):
             self._close_timer = loop.call_at(deadline, self.finish_close, context=self._context)
         if timeout == 0:
             self.finish_close()
-        self._look_whether_closed()
-        if self.life == "closed":
-            return
+            if self._is_closed():
+                return
         closer: asyncio.Future[None] = loop.create_future()
         self._closers.append(closer)
         try:
@@ -422,20 +423,24 @@ class PoolTasks(Generic[C]):
         self.after()
         for call in list(self._calls.values()):
             call.end()
-        if self._calls:
-            self.loop.call_later(3 * GRACE, self._abandon_all, context=self._context)
+        if not self._is_closed():
+            if self._close_timer is not None:
+                self._close_timer.cancel()
+            self._close_timer = self.loop.call_later(3 * GRACE, self._abandon_all, context=self._context)
 
     def _abandon_all(self) -> None:
         for call in list(self._calls.values()):
             call.abandon()
-        self._look_whether_closed()
+        self._is_closed()
 
-    def _look_whether_closed(self) -> None:
+    def _is_closed(self) -> bool:
+        """Tell whether the closing is over, and end it if nothing is left."""
         state = self.state
         if self.life == "closing" and not (state.slots or state.closing or state.approvals or self._calls):
-            self._ended()
+            self._end_closing()
+        return self.life == "closed"
 
-    def _ended(self) -> None:
+    def _end_closing(self) -> None:
         self.life = "closed"
         for timer in (self._alarm, self._close_timer):
             if timer is not None:
@@ -744,8 +749,8 @@ class PoolTasks(Generic[C]):
             orders, state.orders = state.orders, []
             for order, subject in orders:
                 self._carry_out(order, subject)
-        if self.life == "closing":
-            self._look_whether_closed()
+        if not state.is_open:
+            self._is_closed()
             return
         if state.parked and state.fresh:
             state.wake(self.loop.time())

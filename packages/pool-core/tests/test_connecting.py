@@ -1,0 +1,306 @@
+"""Opening connections: how many, how often, and what failures do to those who wait."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from pool_core import ConnectError, Pool, PoolTimeout
+from pool_core.testing import NEVER, OK, Delay, ScriptedManager, SwallowCancel
+
+from .helpers import books, closed, hold, turns, virtual
+
+
+def quiet(_: BaseException) -> None:
+    """An error sink for tests in which errors are expected."""
+
+
+@virtual
+async def test_a_failed_connect_is_repeated_while_a_get_waits() -> None:
+    """bb8: connect failing once is no error."""
+    manager = ScriptedManager(connect=[OSError("once")])
+    async with Pool(manager, error_sink=quiet) as pool:
+        await hold(pool)
+        assert len(manager.calls("connect")) == 2
+        assert pool.state().statistics.connects_failed == 1
+        books(pool)
+
+
+@virtual
+async def test_a_timeout_carries_the_last_connect_error() -> None:
+    """bb8 #227, r2d2 #51: the time-out hides why."""
+    error = OSError("no route to host")
+    async with Pool(ScriptedManager(connect=error), connection_timeout=3, error_sink=quiet) as pool:
+        with pytest.raises(PoolTimeout, match="last connect error: OSError: no route to host") as caught:
+            await pool.get()
+        assert caught.value.__cause__ is error
+        assert caught.value.phase == "connect"
+        books(pool)
+
+
+@virtual
+async def test_a_connect_error_is_no_cause_once_connecting_works_again() -> None:
+    """An error of yesterday explains nothing."""
+    async with Pool(ScriptedManager(connect=[OSError("old")]), max_size=1, error_sink=quiet) as pool:
+        async with pool.get():
+            with pytest.raises(PoolTimeout) as caught:
+                await asyncio.create_task(hold(pool, timeout=1))
+            assert caught.value.__cause__ is None
+
+
+@virtual
+async def test_connects_back_off_and_only_one_probes_at_a_time() -> None:
+    """A restart with a thousand waiters must not end in a herd."""
+    manager = ScriptedManager(connect=OSError("down"))
+    async with Pool(manager, max_size=10, error_sink=quiet) as pool:
+        gets = [asyncio.create_task(hold(pool, timeout=60)) for _ in range(1000)]
+        await asyncio.sleep(20)
+        attempts = [call.time for call in manager.calls("connect")]
+        assert len([time for time in attempts if time > attempts[0]]) < 45
+        manager.script(connect=Delay(0.1))
+        manager.peak["connect"] = 0
+        back = asyncio.get_running_loop().time()
+        await gets[0]
+        assert asyncio.get_running_loop().time() - back <= 3
+        await asyncio.gather(*gets)
+        assert manager.peak["connect"] <= 3
+        books(pool)
+
+
+@virtual
+async def test_new_gets_wait_for_the_back_off_and_do_not_restart_it() -> None:
+    """porsager/postgres #1179."""
+    manager = ScriptedManager(connect=OSError("down"))
+    async with Pool(manager, max_size=10, error_sink=quiet) as pool:
+        for _ in range(100):
+            with pytest.raises(PoolTimeout):
+                await pool.get(timeout=0.1)
+        assert len(manager.calls("connect")) < 40
+        books(pool)
+
+
+@virtual
+async def test_where_connects_hang_a_probe_stops_counting_after_two_seconds() -> None:
+    """Otherwise one hung probe would keep everybody for all of create_timeout."""
+    manager = ScriptedManager(connect=[OSError("down"), NEVER, OK])
+    async with Pool(manager, error_sink=quiet) as pool:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        await hold(pool)
+        assert 2 <= loop.time() - start <= 3
+        books(pool)
+
+
+@virtual
+async def test_the_first_waiter_is_served_soon_after_a_server_that_hung_is_back() -> None:
+    """create_timeout + 3 s at most."""
+    manager = ScriptedManager(connect=NEVER)
+    async with Pool(manager, create_timeout=5, connection_timeout=120, error_sink=quiet) as pool:
+        gets = [asyncio.create_task(hold(pool)) for _ in range(20)]
+        await asyncio.sleep(31)
+        manager.script(connect=OK)
+        back = asyncio.get_running_loop().time()
+        await asyncio.gather(*gets)
+        assert asyncio.get_running_loop().time() - back <= 8
+        books(pool)
+
+
+@virtual
+async def test_no_more_connects_than_max_connecting_are_under_way() -> None:
+    """A cold start of a hundred gets is no herd either."""
+    manager = ScriptedManager(connect=Delay(1))
+    async with Pool(manager, max_size=50, max_connecting=4) as pool:
+        await asyncio.gather(*(hold(pool, 5) for _ in range(100)))
+        assert manager.peak["connect"] == 4
+        books(pool)
+
+
+@virtual
+async def test_create_timeout_ends_a_connect_whatever_the_driver_does() -> None:
+    """A server that accepts and never answers; a driver that swallows the cancel."""
+    manager = ScriptedManager(connect=[NEVER, SwallowCancel(1, NEVER), OK])
+    errors: list[BaseException] = []
+    async with Pool(manager, create_timeout=1, error_sink=errors.append) as pool:
+        await hold(pool)
+        assert [str(error) for error in errors] == ["connect took longer than create_timeout=1 s"] * 2
+        books(pool)
+
+
+@virtual
+async def test_a_connect_that_ignores_every_cancel_is_abandoned_and_counted() -> None:
+    """Its place is free, and what it may still bring forth is terminated."""
+    manager = ScriptedManager(connect=[SwallowCancel(3, Delay(5)), OK])
+    async with Pool(manager, max_size=1, create_timeout=1, error_sink=quiet) as pool:
+        await hold(pool)
+        assert pool.state().statistics.connections_abandoned == 1
+        await asyncio.sleep(10)
+        assert sorted(conn.state for conn in manager.connections) == ["open", "terminated"]
+        books(pool)
+
+
+@virtual
+async def test_a_new_connection_that_is_broken_already_is_a_failed_connect() -> None:
+    """Never an idle one."""
+    errors: list[BaseException] = []
+    manager = ScriptedManager(has_broken=[True])
+    async with Pool(manager, error_sink=errors.append) as pool:
+        await hold(pool)
+        assert "broken already" in str(errors[0])
+        assert pool.state().statistics.connections_created == 1
+        assert manager.connections[0].state == "terminated"
+        books(pool)
+
+
+@virtual
+async def test_an_error_that_is_not_transient_fails_all_waiting_gets_at_once() -> None:
+    """Nobody waits 30 s for a wrong password."""
+    error = PermissionError("password refused")
+    manager = ScriptedManager(connect=Delay(1, error), is_transient=False)
+    async with Pool(manager, max_size=5, error_sink=quiet) as pool:
+        outcomes = await asyncio.gather(*(hold(pool) for _ in range(10)), return_exceptions=True)
+        assert all(type(outcome) is ConnectError for outcome in outcomes)
+        assert len(set(map(id, outcomes))) == 10
+        assert all(outcome.__cause__ is error for outcome in outcomes)
+        assert asyncio.get_running_loop().time() == 1
+        assert pool.state().statistics.gets_failed == 10
+        books(pool)
+
+
+@virtual
+async def test_while_a_connection_is_open_an_error_that_is_not_transient_fails_nobody() -> None:
+    """One auth error during a rotation must not fail a healthy pool."""
+    manager = ScriptedManager(connect=[OK], is_transient=False)
+    errors: list[BaseException] = []
+    async with Pool(manager, max_size=5, error_sink=errors.append) as pool:
+        lease = await pool.get()
+        manager.script(connect=PermissionError("password refused"))
+        waiter = asyncio.create_task(hold(pool))
+        await asyncio.sleep(3)
+        assert not waiter.done()
+        assert errors
+        lease.release()
+        await waiter
+        books(pool)
+
+
+@virtual
+async def test_without_retry_a_failed_connect_fails_the_get_at_the_head() -> None:
+    """bb8 lets it time out; here each failure answers one get."""
+    manager = ScriptedManager(connect=[OSError("one"), OSError("two")])
+    async with Pool(manager, max_size=1, retry_connection=False, error_sink=quiet) as pool:
+        outcomes = await asyncio.gather(*(hold(pool) for _ in range(4)), return_exceptions=True)
+        assert [type(outcome).__name__ for outcome in outcomes] == [
+            "ConnectError",
+            "ConnectError",
+            "FakeConnection",
+            "FakeConnection",
+        ]
+        assert "connecting failed: OSError: one" in str(outcomes[0])
+        books(pool)
+
+
+@virtual
+async def test_is_transient_raising_means_transient_and_is_counted() -> None:
+    """A bug in an adapter must not fail gets."""
+    manager = ScriptedManager(connect=[OSError("down")], is_transient=KeyError("bug"))
+    errors: list[BaseException] = []
+    async with Pool(manager, error_sink=errors.append) as pool:
+        await hold(pool)
+        assert pool.state().statistics.hook_errors == 1
+        assert {type(error) for error in errors} == {OSError, KeyError}
+
+
+@virtual
+async def test_a_manager_without_is_transient_is_retried() -> None:
+    """The default is True."""
+    manager = ScriptedManager(without=["is_transient"], connect=[PermissionError("?")])
+    async with Pool(manager, error_sink=quiet) as pool:
+        await hold(pool)
+
+
+@virtual
+async def test_the_log_shows_the_first_failure_of_an_outage_and_the_recovery(caplog: pytest.LogCaptureFixture) -> None:
+    """Not every retry."""
+    caplog.set_level(logging.INFO, "pool_core")
+    manager = ScriptedManager(connect=[OSError("down")] * 5)
+    async with Pool(manager, name="orders") as pool:
+        await hold(pool)
+    assert [record.getMessage() for record in caplog.records] == [
+        "pool 'orders': connecting failed: OSError: down",
+        "pool 'orders': connecting works again, after 5 failures",
+    ]
+
+
+@virtual
+async def test_a_failed_connect_for_min_idle_waits_for_the_reapers_next_look() -> None:
+    """Nobody waits for it, so nobody is in a hurry."""
+    manager = ScriptedManager()
+    async with Pool(manager, min_idle=1, max_size=2, reaper_rate=30, max_lifetime=10, error_sink=quiet) as pool:
+        manager.script(connect=OSError("down"))
+        await asyncio.sleep(25)
+        assert pool.state().idle == 0
+        assert len(manager.calls("connect")) == 2
+        await asyncio.sleep(10)
+        assert len(manager.calls("connect")) == 3
+        manager.script(connect=OK)
+        await asyncio.sleep(30)
+        assert pool.state().idle == 1
+        books(pool)
+
+
+@virtual
+async def test_one_sequential_user_never_opens_a_second_connection() -> None:
+    """Neither its reset nor its test under way is a reason to connect."""
+    manager = ScriptedManager(reset=Delay(0.05), is_valid=Delay(0.05))
+    async with Pool(manager, max_size=10, alive_bypass=0.01) as pool:
+        for pause in (0, 0.02, 1) * 10:
+            await hold(pool)
+            await asyncio.sleep(pause)
+        assert len(manager.connections) == 1
+        books(pool)
+
+
+@virtual
+async def test_a_slow_reset_stops_counting_as_supply() -> None:
+    """Slower than 0.1 s, and three times the last good one: then a waiting get may connect."""
+    manager = ScriptedManager(reset=NEVER)
+    async with Pool(manager, max_size=2, reset_timeout=5, error_sink=quiet) as pool:
+        await hold(pool)
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        async with pool.get():
+            assert loop.time() - start == pytest.approx(0.1)
+        await asyncio.sleep(20)
+        closed(pool, reset_failed=2)
+        books(pool)
+
+
+@virtual
+async def test_a_pool_that_was_cut_off_from_outside_recovers() -> None:
+    """Somebody cancels all tasks of the loop, the pool's own among them."""
+    manager = ScriptedManager(connect=[Delay(5), OK])
+    async with Pool(manager, error_sink=quiet) as pool:
+        get = asyncio.create_task(hold(pool))
+        await asyncio.sleep(1)
+        for task in asyncio.all_tasks() - {asyncio.current_task(), get}:
+            task.cancel()
+        await get
+        assert pool.state().statistics.connects_failed == 1
+        books(pool)
+
+
+@virtual
+async def test_a_connect_cancelled_before_its_first_step_gives_its_place_back() -> None:
+    """Such a task runs no finally: its done callback must."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=1, error_sink=quiet) as pool:
+        get = asyncio.create_task(hold(pool))
+        await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {asyncio.current_task(), get}:
+            task.cancel()
+        await get
+        await turns()
+        assert pool.state().opening == 0
+        books(pool)
