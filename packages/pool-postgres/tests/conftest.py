@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from pool_core.testing import FaultProxy
+from pool_postgres import PostgresConnectionManager
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from containers.servers import Server, ServerFactory
 
 
@@ -52,3 +56,34 @@ def _all_started(server: ServerFactory) -> None:
     # PgBouncer would otherwise be started in the background, by sockets that the conformance kit takes for leaks.
     server("postgres")
     server("pgbouncer")
+
+
+@pytest.fixture(scope="session")
+def _of_our_own(server: ServerFactory) -> Iterator[Server]:
+    with server("postgres", fresh=True) as mine:
+        yield mine
+
+
+@pytest.fixture
+def disturbed(_of_our_own: Server) -> Server:
+    """A PostgreSQL that no other package uses: to be paused, killed and started. Tests find it well."""
+    _of_our_own.heal()
+    return _of_our_own
+
+
+@pytest.fixture
+def proxy(postgres: Server) -> Iterator[FaultProxy]:
+    """A fault proxy before the run's PostgreSQL."""
+    with FaultProxy(postgres.host, postgres.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied(postgres: Server, proxy: FaultProxy) -> Callable[..., PostgresConnectionManager]:
+    """Make a manager that connects through the proxy."""
+
+    def make(**options: Any) -> PostgresConnectionManager:
+        login = {"user": postgres.user, "password": postgres.password, "database": postgres.database}
+        return PostgresConnectionManager(host=proxy.host, port=proxy.port, **{**login, **options})
+
+    return make
