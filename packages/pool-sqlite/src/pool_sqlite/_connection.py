@@ -85,16 +85,17 @@ _NOTED_ACTIONS = frozenset(
 )
 _TEMP_ORDER = ("trigger", "view", "index", "table")
 
-# Methods that hang a function on the connection, and the arguments that take it off again.
-_HOOKS: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
-    "create_function": lambda key: (key[1], key[2], None),
-    "set_progress_handler": lambda _: (None, 0),
-    "set_trace_callback": lambda _: (None,),
-    "enable_load_extension": lambda _: (False,),
+# Methods that hang something on the connection, and the arguments that take it off again: None where nothing does
+# (sqlite3's create_function(name, n, None) leaves a function that fails).
+_HOOKS: dict[str, tuple[Any, ...] | None] = {
+    "create_function": None,
+    "enable_load_extension": (False,),
+    "load_extension": None,
+    "set_progress_handler": (None, 0),
+    "set_trace_callback": (None,),
 }
 
 _HAS_AUTOCOMMIT = sys.version_info >= (3, 12)
-_LOOKS = 2
 _SAVEPOINT = "pool_sqlite_test"
 _VERB = re.compile(
     r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?P<verb>BEGIN|COMMIT|END|ROLLBACK)\b(?!\s+(?:TRANSACTION\s+)?TO\b)",
@@ -182,7 +183,6 @@ class WatchedConnection(aiosqlite.Connection):
         watched: This class sees what is executed.
         noticed: Something happened that may have changed the session.
         begun: In a test transaction: the borrower said BEGIN, and neither COMMIT nor ROLLBACK since.
-        asked: How often the pool has looked at the connection, up to 2 (see `seen`).
         particular: An open transaction, or none, may cost the connection: ask `misplaced`.
     """
 
@@ -208,14 +208,13 @@ class WatchedConnection(aiosqlite.Connection):
         self._cursors: set[weakref.ref[sqlite3.Cursor]] = set()  # a WeakSet's len() costs more than all of needs_wipe
         self._hooks: dict[tuple[Any, ...], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._authorizer: Callable[..., int] | None = None
-        # The session to go back to: as opened, and as it was when it was first handed out (see `seen`).
+        # The session to go back to: as opened; and as a customizer has set it up, if it did (see `await_setup`).
         self._fresh: _Session | None = None
         self._fresh_attributes: tuple[Any, ...] = ()
-        self.asked = 0
+        self._opening_task: asyncio.Task[Any] | None = None
         self._setup: _Session | None = None
         self._setup_attributes: tuple[Any, ...] = ()
         self._autocommit: Any = None
-        self._setup_noticed = False
         self._setup_wanted = False
 
     # --- calls into the thread ----------------------------------------------------------------------------------------
@@ -237,6 +236,8 @@ class WatchedConnection(aiosqlite.Connection):
             msg = "Connection closed"
             raise ValueError(msg)
         self.watched = True
+        if self._opening_task is not None and asyncio.current_task() is not self._opening_task:
+            self._no_setup()
         name = getattr(fn, "__name__", "")
         job = _Job(self, partial(self._call, name, fn, args, kwargs))
         self.unfinished += 1
@@ -259,11 +260,11 @@ class WatchedConnection(aiosqlite.Connection):
     def _call(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._setup_wanted:
             self._setup_wanted = False
-            self._setup = self._read()
-        if name in _HOOKS or name == "load_extension":
+            self._setup = self._read()  # the first call after it was set up: nothing has been changed since
+        if name in _HOOKS:
             self.noticed = True
             result = fn(*args, **kwargs)
-            key = (name, *args[:2]) if name in ("create_function", "load_extension") else (name,)
+            key = (name, *args[:2]) if _HOOKS[name] is None else (name,)
             self._hooks[key] = (args, kwargs)
             return result
         if name == "set_authorizer":
@@ -290,6 +291,7 @@ class WatchedConnection(aiosqlite.Connection):
     def stop(self) -> asyncio.Future[None] | None:
         """Close the database and end the thread, after what is queued. The future tells, where a loop is running."""
         self._running = False
+        self._no_setup()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -320,18 +322,26 @@ class WatchedConnection(aiosqlite.Connection):
 
     # --- the session --------------------------------------------------------------------------------------------------
 
-    def seen(self) -> None:
-        """Take note that the pool looked at the connection: it does so before it lends one, and when one comes back.
+    def await_setup(self) -> None:
+        """Keep what the task that opened the connection changes until it ends: in a pool that is on_acquire.
 
-        What was changed before the first look, if a second one followed, was set up on purpose (a customizer's
-        on_acquire) and stays; what changes later is a borrower's. With no second look before the first `needs_wipe`
-        (connect, use, reset, by hand) everything since connect is a borrower's.
+        So a customizer's PRAGMAs and functions are not wiped as a borrower's. A task that opens connections by hand,
+        and is still there when the connection is first wiped or used by another one, has set nothing up.
         """
-        self.asked += 1
-        if self.asked == 1:
+        self._opening_task = asyncio.current_task()
+        if self._opening_task is not None:
+            self._opening_task.add_done_callback(self._set_up)
+
+    def _set_up(self, _task: asyncio.Task[Any]) -> None:
+        if self._opening_task is not None and self._connection is not None:
+            self._opening_task = None
             self._setup_attributes = self._attributes()
-            self._setup_noticed, self.noticed = self.noticed, False
-            self._setup_wanted = self._setup_noticed
+            self._setup_wanted, self.noticed = self.noticed, False
+
+    def _no_setup(self) -> None:
+        if self._opening_task is not None:
+            self._opening_task.remove_done_callback(self._set_up)
+            self._opening_task = None
 
     def misplaced(self) -> bool:
         """Tell whether a transaction is open that must not be, or the test transaction is gone."""
@@ -345,11 +355,7 @@ class WatchedConnection(aiosqlite.Connection):
         """Put the factories back, here and now, and tell whether anything is left that needs the thread."""
         raw = self._connection
         assert raw is not None
-        if self.asked < _LOOKS:
-            self.asked = _LOOKS
-            self.noticed = self.noticed or self._setup_noticed
-            self._setup_wanted = False
-            self._setup, self._setup_attributes = None, self._fresh_attributes
+        self._no_setup()
         row_factory, text_factory, isolation_level = self._setup_attributes
         if raw.row_factory is not row_factory:
             raw.row_factory = row_factory
@@ -411,7 +417,7 @@ class WatchedConnection(aiosqlite.Connection):
         assert wanted is not None
         self._authorizer = wanted.authorizer
         for key in [key for key, hook in self._hooks.items() if hook != wanted.hooks.get(key)]:
-            args, kwargs = wanted.hooks.get(key) or (_cleared(key), {})
+            args, kwargs = wanted.hooks.get(key) or (_cleared(key[0]), {})
             getattr(raw, key[0])(*args, **kwargs)
             if key in wanted.hooks:
                 self._hooks[key] = wanted.hooks[key]
@@ -429,7 +435,7 @@ class WatchedConnection(aiosqlite.Connection):
         for name in found.attached - wanted.attached:
             raw.execute(f"DETACH {_quoted(name)}")
         if left := wanted.differences(self._read()):
-            msg = f"the borrower's changes cannot be undone: {', '.join(left)}"
+            msg = f"the borrower's changes cannot be undone, the connection is closed: {', '.join(left)}"
             raise sqlite3.ProgrammingError(msg)
         self.noticed = False
 
@@ -540,8 +546,11 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _cleared(key: tuple[Any, ...]) -> tuple[Any, ...]:
-    if key[0] not in _HOOKS:
-        msg = f"{key[0]} cannot be undone"
+def _cleared(method: str) -> tuple[Any, ...]:
+    if (args := _HOOKS[method]) is None:
+        msg = (
+            f"the borrower called {method}, which cannot be undone: the connection is closed. What all borrowers may"
+            " share belongs into on_acquire of the pool's customizer"
+        )
         raise sqlite3.ProgrammingError(msg)
-    return _HOOKS[key[0]](key)
+    return args

@@ -108,6 +108,7 @@ class SqliteConnectionManager:
         except BaseException:
             conn.terminate()
             raise
+        conn.await_setup()
         return conn
 
     async def is_valid(self, conn: aiosqlite.Connection, /) -> bool:
@@ -127,21 +128,19 @@ class SqliteConnectionManager:
             or not conn._running
         ):
             return True
-        if conn.asked < 2:
-            conn.seen()
         return conn.particular and conn.misplaced()
 
     def reset(self, conn: aiosqlite.Connection, /) -> Awaitable[None] | None:
         """Wipe what a borrower left behind; None, without any call into the thread, where there is nothing.
 
         Wiped: an open transaction, half-read cursors, attached databases, temporary tables and what belongs to them,
-        PRAGMAs of the connection, row_factory, text_factory, isolation_level, autocommit, functions made by
-        create_function, the authorizer, progress handler and trace callback. What a customizer's on_acquire set up
-        stays. Within a test transaction: only a BEGIN left open, cursors and the two factories.
+        PRAGMAs of the connection, row_factory, text_factory, isolation_level, autocommit, the authorizer, progress
+        handler and trace callback. What a customizer's on_acquire set up stays. Within a test transaction: only a
+        BEGIN left open, cursors and the two factories.
 
         Raises:
-            sqlite3.Error: (from the awaitable) something cannot be undone, as an extension loaded or a temporary table
-                of the customizer dropped; the pool then closes the connection.
+            sqlite3.Error: (from the awaitable) something cannot be undone: a function created, an extension loaded, a
+                temporary table of the customizer's dropped. The pool then closes the connection.
         """
         if not isinstance(conn, WatchedConnection):
             return _refuse("it was not opened by SqliteConnectionManager")
