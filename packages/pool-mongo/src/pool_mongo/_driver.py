@@ -59,6 +59,10 @@ class Driver(Protocol[Client, Session]):
         """Close now, without a word to the server."""
         ...
 
+    def tidy(self, client: Client, error: BaseException) -> None:
+        """Close what an interrupted operation has left open."""
+        ...
+
 
 class PyMongoDriver:
     """PyMongo's AsyncMongoClient."""
@@ -109,7 +113,9 @@ class PyMongoDriver:
 
     async def close(self, client: AsyncMongoClient[dict[str, Any]]) -> None:
         """End the server sessions and close."""
+        _internals.interrupt(client)  # what the last borrower has left running
         await client.close()
+        _internals.close_forgotten_sockets(client)
 
     def drop(self, client: AsyncMongoClient[dict[str, Any]]) -> None:
         """Close in a task: with nothing to say to the server that takes a few turns of the loop, hung server or not."""
@@ -118,9 +124,13 @@ class PyMongoDriver:
         if loop is None:
             _internals.close_sockets(client)
             return
-        task = loop.create_task(client.close(), name="pool-mongo drop")
+        task = loop.create_task(self.close(client), name="pool-mongo drop")
         self._closing.add(task)
         task.add_done_callback(self._closed)
+
+    def tidy(self, client: AsyncMongoClient[dict[str, Any]], error: BaseException) -> None:
+        """Close a socket that was being connected."""
+        _internals.close_forgotten_sockets(client, error)
 
     def _closed(self, task: asyncio.Task[None]) -> None:
         self._closing.discard(task)

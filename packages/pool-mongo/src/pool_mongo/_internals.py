@@ -13,13 +13,17 @@ from typing import Any
 
 __all__ = [
     "abandon",
+    "close_forgotten_sockets",
     "close_sockets",
     "end",
     "forget_the_past",
     "holds_a_connection",
+    "interrupt",
     "is_busy",
     "is_closed",
     "is_dirty",
+    "is_open",
+    "open_monitors",
     "running_loop_of",
     "transaction_of",
     "understood",
@@ -48,9 +52,19 @@ def is_closed(client: Any) -> bool:
     return bool(getattr(client, "_closed", False))
 
 
+def is_open(client: Any) -> bool:
+    """Whether the monitors run, which the first operation starts."""
+    return bool(getattr(client, "_opened", True))
+
+
+def open_monitors(client: Any) -> None:
+    """Start the monitors of a sync client; mongodb+srv asks DNS first."""
+    client._get_topology()
+
+
 def is_busy(client: Any) -> bool:
     """Whether an operation is under way on any connection of the client."""
-    return any(server.pool.active_contexts for server in list(client._topology._servers.values()))
+    return any(server.pool.active_contexts for server in _servers(client))
 
 
 def is_dirty(session: Any) -> bool:
@@ -84,17 +98,57 @@ def end(session: Any) -> None:
         session._server_session = None
 
 
-def abandon(client: Any) -> None:
-    """Make a client ready to be closed without a word to the server, and wake up who waits for an answer on it."""
+def interrupt(client: Any) -> None:
+    """Wake up, within half a second, whoever waits for an answer on a connection of the client; it is closed then."""
     with contextlib.suppress(AttributeError):
-        client._closed = True
-        if client._topology is None:  # mongodb+srv, not resolved yet
-            return
-        client._topology.pop_all_sessions()
-        client._kill_cursors_queue.clear()
-        for server in list(client._topology._servers.values()):
+        for server in _servers(client):
             for context in list(server.pool.active_contexts):
                 context.cancel()
+
+
+def abandon(client: Any) -> None:
+    """Make a client ready to be closed without a word to the server."""
+    with contextlib.suppress(AttributeError):
+        client._closed = True
+        if client._topology is not None:
+            client._topology.pop_all_sessions()
+        client._kill_cursors_queue.clear()
+    interrupt(client)
+
+
+def close_forgotten_sockets(client: Any, error: BaseException | None = None) -> None:
+    """Close what PyMongo Async forgets when a connect is cancelled: the socket is left in the traceback until a GC.
+
+    Args:
+        client: a client whose monitors have ended: they are cancelled, be it in the middle of a connect.
+        error: what an operation of the client has raised, to be looked through instead.
+    """
+    if error is not None:
+        _close_sockets_in(error)
+        return
+    with contextlib.suppress(AttributeError):
+        for server in _servers(client):
+            for monitor in (server._monitor, server._monitor._rtt_monitor):
+                task = monitor._executor._task
+                if task is not None and task.cancelled():
+                    try:
+                        task.result()
+                    except asyncio.CancelledError as cancelled:
+                        _close_sockets_in(cancelled)
+
+
+def _close_sockets_in(error: BaseException) -> None:
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "_async_create_connection":
+            forgotten = trace.tb_frame.f_locals.get("sock")
+            if isinstance(forgotten, socket.socket):
+                forgotten.close()
+        trace = trace.tb_next
+
+
+def _servers(client: Any) -> list[Any]:
+    return list(client._topology._servers.values()) if client._topology is not None else []  # None: SRV not resolved
 
 
 def running_loop_of(client: Any) -> asyncio.AbstractEventLoop | None:
@@ -109,7 +163,7 @@ def running_loop_of(client: Any) -> asyncio.AbstractEventLoop | None:
 def close_sockets(client: Any) -> None:
     """Hang up where the client's event loop does not run any more, so that nothing asynchronous can be done."""
     with contextlib.suppress(AttributeError):
-        for server in list(client._topology._servers.values() if client._topology else ()):
+        for server in _servers(client):
             for connection in list(server.pool.conns):
                 with contextlib.suppress(OSError):
                     connection.conn.sock.shutdown(socket.SHUT_RDWR)

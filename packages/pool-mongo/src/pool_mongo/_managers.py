@@ -110,6 +110,9 @@ class _Manager(Generic[Client, Session]):
         except ServerSelectionTimeoutError as error:
             servers = some.topology_description.server_descriptions().values()
             raise error from next((server.error for server in servers if server.error is not None), None)
+        except BaseException as error:
+            self._driver.tidy(client, error)
+            raise
 
     def _knows_no_server(self, client: Client) -> bool:
         return not cast("Any", client).topology_description.has_known_servers

@@ -33,7 +33,15 @@ class MotorDriver:
         return thing.delegate
 
     async def open(self, client: AsyncIOMotorClient[dict[str, Any]]) -> None:
-        """Nothing to do: threads inherit no deadline."""
+        """Start the monitors, in a thread: a cancelled one goes on, so what it has started is ended again after it."""
+        if _internals.is_open(client.delegate):
+            return
+        opening = asyncio.ensure_future(asyncio.to_thread(_internals.open_monitors, client.delegate))
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(lambda _: self.drop(client))
+            raise
 
     async def start_session(
         self, client: AsyncIOMotorClient[dict[str, Any]], options: Mapping[str, Any]
@@ -71,12 +79,17 @@ class MotorDriver:
 
     async def close(self, client: AsyncIOMotorClient[dict[str, Any]]) -> None:
         """Close in a thread: motor's own close() talks to the server on the event loop's thread."""
+        _internals.interrupt(client.delegate)  # what a cancelled operation has left running
         await asyncio.to_thread(client.close)
 
     def drop(self, client: AsyncIOMotorClient[dict[str, Any]]) -> None:
         """Close here and now: with nothing to say to the server it does not wait."""
         _internals.abandon(client.delegate)
         client.close()
+        _internals.interrupt(client.delegate)  # an operation that got its connection between the two
+
+    def tidy(self, client: AsyncIOMotorClient[dict[str, Any]], error: BaseException) -> None:
+        """Nothing to do: the thread goes on and cleans up itself."""
 
 
 class MotorSessionManager(SessionManager[AsyncIOMotorClient[dict[str, Any]], AsyncIOMotorClientSession]):

@@ -1,0 +1,93 @@
+"""The kit's questions, put to all four managers."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote_plus
+
+import pytest
+from containers.servers import Server
+
+from pool_core import ConnectionManager
+from pool_core.testing import ManagerConformance
+from pool_mongo import MongoClientManager, MongoSessionManager
+from pool_mongo.motor import MotorClientManager, MotorSessionManager
+
+SOCKETS = "a client keeps three sockets (monitor, round-trip time, operations), and the kit counts one for a connection"
+SECRET = "c@nary/secret"
+RECONNECTS = "a client opens new sockets by itself, and a session is tied to none: test_faults has what holds instead"
+
+
+class _Mongo(ManagerConformance[Any]):
+    kind: Any
+    skips = {"connect_and_use": SOCKETS, "network_drops": RECONNECTS}
+
+    @pytest.fixture(autouse=True)
+    def _server(self, mongo: Server, locked: Server) -> None:
+        self.host, self.port = mongo.host, mongo.port
+        self.locked = locked
+        self.secrets = (SECRET, quote_plus(SECRET))
+
+    def manager(self, host: str, port: int) -> ConnectionManager[Any]:
+        manager: ConnectionManager[Any] = self.kind(f"mongodb://{host}:{port}/pool?directConnection=true")
+        return manager
+
+    def bad_credentials(self, host: str, port: int) -> Mapping[str, ConnectionManager[Any]]:
+        there = f"{self.locked.host}:{self.locked.port}/?directConnection=true"
+        return {
+            "wrong password": self.kind(f"mongodb://pool:{quote_plus(SECRET)}@{there}"),
+            "unknown user": self.kind(f"mongodb://nobody:{quote_plus(SECRET)}@{there}"),
+        }
+
+
+class _Sessions(_Mongo):
+    async def use(self, conn: Any) -> None:
+        assert (await conn.client.admin.command("ping", session=conn))["ok"] == 1
+
+    async def slow_request(self, conn: Any) -> None:
+        await _wait_for_a_change(conn.client, conn)
+
+    async def begin(self, conn: Any) -> None:
+        begun = conn.start_transaction()
+        if self.kind is MongoSessionManager:
+            await begun
+        await conn.client.pool.conformance.insert_one({}, session=conn)
+
+    async def in_transaction(self, conn: Any) -> bool:
+        return bool(conn.in_transaction)
+
+
+class _Clients(_Mongo):
+    async def use(self, conn: Any) -> None:
+        assert (await conn.admin.command("ping"))["ok"] == 1
+
+    async def slow_request(self, conn: Any) -> None:
+        await _wait_for_a_change(conn)
+
+
+async def _wait_for_a_change(client: Any, session: Any = None) -> None:
+    hello = await client.admin.command("hello")
+    await client.admin.command({"hello": 1, "topologyVersion": hello["topologyVersion"], "maxAwaitTimeMS": 10_000}, session=session)
+
+
+class TestMongoSessionManager(_Sessions):
+    """PyMongo's sessions."""
+
+    kind = MongoSessionManager
+
+
+class TestMotorSessionManager(_Sessions):
+    """Motor's sessions."""
+
+    kind = MotorSessionManager
+
+
+class TestMongoClientManager(_Clients):
+    """PyMongo's clients."""
+
+    kind = MongoClientManager
+
+
+class TestMotorClientManager(_Clients):
+    """Motor's clients."""
+
+    kind = MotorClientManager
