@@ -135,3 +135,14 @@ def test_a_connect_cancelled_anywhere_leaves_no_socket(secured: Any, trusting: s
                         await asyncio.sleep(0.002)
 
     asyncio.run(main())
+
+
+def test_terminate_closes_the_socket_when_the_loop_is_closed(secured: Any, trusting: ssl.SSLContext) -> None:
+    """A TLS transport lies over another one, and both put their work off to a turn that never comes."""
+    manager = MySQLConnectionManager(secured.url, ssl=trusting)
+    conn = asyncio.run(manager.connect())
+    assert conn.stream is not None
+    sock = conn.stream.get_extra_info("socket")
+    assert sock.fileno() != -1
+    manager.terminate(conn)
+    assert sock.fileno() == -1

@@ -120,11 +120,13 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
         self.stream = self._writer or self.stream
         self._writer = self._reader = None
         if self.stream is not None:
+            transport: Any = self.stream.transport
             try:
-                self.stream.transport.abort()
-            except RuntimeError:  # the loop is closed, and with it all that the transport has put off
-                if sock := self.stream.get_extra_info("socket"):
-                    sock._sock.close()
+                transport.abort()
+            except RuntimeError:  # the loop is closed: what the transport puts off to its next turn is done here
+                transport = getattr(getattr(transport, "_ssl_protocol", None), "_transport", transport)
+                with contextlib.suppress(RuntimeError):
+                    transport._call_connection_lost(None)
 
     async def say_goodbye(self) -> None:
         """Send COM_QUIT, if there is still somebody to hear it, and wait until the socket is closed."""

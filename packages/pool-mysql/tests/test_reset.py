@@ -1,0 +1,374 @@
+"""What a borrower leaves behind, and what of it the next one sees."""
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+import aiomysql
+import pytest
+from pool_mysql import Connection, MySQLConnectionManager, OpenTransactionError, SessionStateError
+
+Reset = Literal["safe", "strict", "none"]
+
+
+async def wipe(manager: MySQLConnectionManager, conn: Connection) -> None:
+    """Return it as a pool does."""
+    assert not manager.has_broken(conn)
+    wiping = manager.reset(conn)
+    if wiping is not None:
+        await wiping
+    assert not manager.has_broken(conn)
+
+
+@pytest.fixture(params=["safe", "strict"])
+def reset(request: pytest.FixtureRequest) -> Any:
+    """Both ways that wipe."""
+    return request.param
+
+
+# --- transactions and locks: what others would wait for
+
+
+@pytest.mark.parametrize("way", ["safe", "strict", "none"])
+@pytest.mark.parametrize("autocommit", [True, False])
+@pytest.mark.parametrize(
+    "statements", [["BEGIN", "INSERT INTO things VALUES (77)"], ["SELECT * FROM things FOR UPDATE"]]
+)
+def test_an_open_transaction_is_rolled_back_in_every_way(
+    db: Any, way: Reset, autocommit: bool, statements: list[str]
+) -> None:
+    """With autocommit off a locking SELECT begins one of which the driver knows nothing."""
+
+    async def main() -> None:
+        async with db.connection(reset=way, autocommit=autocommit) as (manager, conn):
+            for sql in statements:
+                await db.ask(conn, sql)
+            await wipe(manager, conn)
+            assert await db.ask(conn, "SELECT @@in_transaction") == ((0,),)
+            assert await db.ask(conn, "SELECT * FROM things WHERE number = 77") == ()
+
+    asyncio.run(main())
+
+
+def test_the_driver_does_not_know_of_every_transaction(db: Any) -> None:
+    """The fact on which the rule "autocommit off: always roll back" rests."""
+
+    async def main() -> None:
+        async with db.connection() as (_manager, conn):
+            await db.ask(conn, "SELECT * FROM things FOR UPDATE")
+            assert not conn.get_transaction_status()
+            await conn.ping(reconnect=False)
+            assert conn.get_transaction_status()
+
+    asyncio.run(main())
+
+
+def test_nothing_is_done_with_reset_none_and_no_transaction(db: Any) -> None:
+    """No task, no round trip: the connection goes straight back."""
+
+    async def main() -> None:
+        async with db.connection(reset="none", autocommit=True) as (manager, conn):
+            await db.ask(conn, "SET @x = 1")
+            assert manager.reset(conn) is None
+            assert await db.ask(conn, "SELECT @x") == ((1,),), "and this is what reset='none' means"
+
+    asyncio.run(main())
+
+
+def test_locks_are_given_up(db: Any, reset: Reset) -> None:
+    """GET_LOCK and LOCK TABLES outlive the transaction: others would wait for an idle connection."""
+
+    async def main() -> None:
+        async with db.connection(reset=reset) as (manager, conn), db.connection(autocommit=True) as (_, other):
+            await db.ask(conn, "SELECT GET_LOCK('mine', 1)")
+            await db.ask(conn, "LOCK TABLES things WRITE")
+            await wipe(manager, conn)
+            async with asyncio.timeout(2):
+                assert await db.ask(other, "SELECT GET_LOCK('mine', 1)") == ((1,),)
+                await db.ask(other, "INSERT INTO things VALUES (1)")
+
+    asyncio.run(main())
+
+
+def test_a_prepared_xa_transaction_costs_the_connection(own: Any, reset: Reset) -> None:
+    """MariaDB answers OK to the wipe and leaves a session that can write no more."""
+    own.admin("CREATE TABLE IF NOT EXISTS things (number INT) ENGINE=InnoDB")
+
+    async def main() -> None:
+        async with own.connection(reset=reset, autocommit=True) as (manager, conn):
+            for sql in ("XA START 'x'", "INSERT INTO things VALUES (1)", "XA END 'x'", "XA PREPARE 'x'"):
+                await own.ask(conn, sql)
+            with pytest.raises(aiomysql.OperationalError, match="XAER_RMFAIL"):
+                await manager.reset(conn)  # type: ignore[misc]
+
+    asyncio.run(main())
+    own.admin("XA ROLLBACK 'x'")
+
+
+# --- the session
+
+
+@pytest.mark.parametrize(
+    ("dirty", "look"),
+    [
+        ("SET @x = 1", "SELECT @x"),
+        ("SET sql_mode = 'ANSI'", "SELECT @@sql_mode"),
+        (
+            "SET max_statement_time = 1, wait_timeout = 5, time_zone = '+09:00'",
+            "SELECT @@max_statement_time, @@wait_timeout",
+        ),
+        ("SET SESSION TRANSACTION READ ONLY, ISOLATION LEVEL SERIALIZABLE", "SELECT @@tx_read_only, @@tx_isolation"),
+        ("SET TRANSACTION READ ONLY", "INSERT INTO things VALUES (5)"),
+        ("CREATE TEMPORARY TABLE things (mine TEXT)", "SHOW COLUMNS FROM things"),
+        ("USE other", "SELECT DATABASE()"),
+        ("SET NAMES latin1", "SELECT @@character_set_client, @@character_set_results, @@collation_connection"),
+        ("SET NAMES utf8mb4 COLLATE utf8mb4_bin", "SELECT @@collation_connection"),
+        ("SET autocommit = 1", "SELECT @@autocommit"),
+        ("HANDLER things OPEN AS mine", "HANDLER mine CLOSE"),
+        ("PREPARE mine FROM 'SELECT 1'", "EXECUTE mine"),
+        ("SELECT LAST_INSERT_ID(7)", "SELECT LAST_INSERT_ID()"),
+        ("SET insert_id = 7, timestamp = 7", "SELECT @@insert_id, @@timestamp > 7"),
+    ],
+    ids=lambda sql: sql.split(" COLLATE")[0][:28],
+)
+def test_the_next_borrower_sees_what_a_new_connection_sees(db: Any, reset: Reset, dirty: str, look: str) -> None:
+    """The peers leave most of it to the next one."""
+
+    async def see(conn: Connection) -> Any:
+        try:
+            return await db.ask(conn, look)
+        except aiomysql.MySQLError as error:
+            return error.args[0]
+
+    async def main() -> None:
+        async with db.connection() as (_, new), db.connection() as (_, dirtied):
+            await db.ask(dirtied, dirty)
+            clean = await see(new)
+            assert await see(dirtied) != clean, "the test would prove nothing"
+        async with db.connection(reset=reset) as (manager, conn):
+            await db.ask(conn, dirty)
+            await wipe(manager, conn)
+            assert await see(conn) == clean
+
+    asyncio.run(main())
+
+
+def test_the_role_is_that_of_a_new_connection(own: Any, reset: Reset) -> None:
+    """COM_RESET_CONNECTION leaves roles as they are: SET ROLE admin would stay in force."""
+    own.admin("CREATE ROLE IF NOT EXISTS admin")
+    own.admin("CREATE ROLE IF NOT EXISTS reader")
+    for role in ("admin", "reader"):
+        own.admin(f"GRANT {role} TO '{own.user}'@'%'")
+
+    async def main() -> None:
+        for default in ("NONE", "reader"):
+            own.admin(f"SET DEFAULT ROLE {default} FOR '{own.user}'@'%'")
+            async with own.connection(reset=reset) as (manager, conn):
+                assert await own.ask(conn, "SELECT CURRENT_ROLE()") == ((None if default == "NONE" else default,),)
+                await own.ask(conn, "SET ROLE admin")
+                await wipe(manager, conn)
+                assert await own.ask(conn, "SELECT CURRENT_ROLE()") == ((None if default == "NONE" else default,),)
+
+    asyncio.run(main())
+    own.admin(f"SET DEFAULT ROLE NONE FOR '{own.user}'@'%'")
+
+
+def test_the_settings_of_the_manager_are_in_force_again(db: Any, reset: Reset) -> None:
+    """A wipe takes them away too: charset, sql_mode, init_command, autocommit, in the driver's order."""
+
+    async def main() -> None:
+        settings = {
+            "charset": "latin1",
+            "sql_mode": "'ANSI_QUOTES'",
+            "init_command": "SET @key = 'k', time_zone = '+02:00', character_set_results = NULL",
+            "autocommit": True,
+        }
+        look = "SELECT @@character_set_client, @@character_set_results, @@collation_connection, @@sql_mode, @key, "
+        look += "@@time_zone, @@autocommit, DATABASE()"
+        async with db.connection(reset=reset, **settings) as (manager, conn):
+            fresh = await db.ask(conn, look)
+            assert fresh[0][3] == "ANSI_QUOTES"
+            await db.ask(conn, "SET NAMES utf8mb4, sql_mode = '', @key = 'other', time_zone = SYSTEM, autocommit = 0")
+            await db.ask(conn, "USE other")
+            await wipe(manager, conn)
+            assert await db.ask(conn, look) == fresh
+            assert conn.get_autocommit()
+
+    asyncio.run(main())
+
+
+def test_the_servers_own_autocommit_stays_in_force(db: Any, reset: Reset) -> None:
+    """autocommit=None: the driver sends nothing, the server decides."""
+
+    async def main() -> None:
+        async with db.connection(reset=reset, autocommit=None) as (manager, conn):
+            assert conn.get_autocommit()
+            await conn.autocommit(False)
+            await wipe(manager, conn)
+            assert conn.get_autocommit()
+            assert conn.autocommit_mode is None
+
+    asyncio.run(main())
+
+
+def test_what_was_set_on_the_connection_object_is_taken_back(db: Any, reset: Reset) -> None:
+    """A session has a Python side: its charset decides how texts are sent, its cursor class what rows look like."""
+
+    async def main() -> None:
+        async with db.connection(reset=reset) as (manager, conn):
+            conn.cursorclass = aiomysql.DictCursor
+            conn.decoders = {}
+            await conn.set_charset("latin1")
+            await conn.autocommit(True)
+            await wipe(manager, conn)
+            assert conn.charset == "utf8mb4"
+            assert conn.encoding == "utf8"
+            assert conn.autocommit_mode is False
+            async with conn.cursor() as cursor:
+                await cursor.execute("SELECT '\N{EURO SIGN}', 1")
+                assert await cursor.fetchone() == ("\N{EURO SIGN}", 1)
+
+    asyncio.run(main())
+
+
+def test_no_database_in_the_settings_and_one_chosen_by_the_borrower(db: Any) -> None:
+    """No statement takes it back: "safe" gives the connection up, "strict" logs in without one."""
+
+    async def main() -> None:
+        nowhere = {"host": db.host, "port": db.port, "user": db.user, "password": db.password}
+        for reset in ("safe", "strict"):
+            manager = MySQLConnectionManager(reset=reset, **nowhere)  # type: ignore[arg-type]
+            conn = await manager.connect()
+            try:
+                await wipe(manager, conn)
+                await conn.select_db("other")
+                if reset == "safe":
+                    with pytest.raises(SessionStateError, match='or reset="strict"'):
+                        await wipe(manager, conn)
+                else:
+                    await wipe(manager, conn)
+                    assert await db.ask(conn, "SELECT DATABASE()") == ((None,),)
+            finally:
+                await manager.close(conn)
+
+    asyncio.run(main())
+
+
+def test_a_dropped_database_costs_the_connection(own: Any, reset: Reset) -> None:
+    """A borrower that drops the database it is in leaves a session without one."""
+    own.admin("CREATE DATABASE gone")
+    own.admin(f"GRANT ALL ON gone.* TO '{own.user}'@'%'")
+
+    async def main() -> None:
+        async with own.connection(reset=reset, db="gone") as (manager, conn):
+            await own.ask(conn, "DROP DATABASE gone")
+            with pytest.raises(aiomysql.MySQLError):
+                await manager.reset(conn)  # type: ignore[misc]
+
+    asyncio.run(main())
+
+
+def test_strict_logs_in_again_with_the_rights_of_now(own: Any) -> None:
+    """A locked account, a changed password: a pooled session would go on for max_lifetime."""
+
+    async def main() -> None:
+        async with own.connection(reset="strict") as (manager, conn), own.connection(reset="safe") as (lax, other):
+            own.admin(f"ALTER USER '{own.user}'@'%' ACCOUNT LOCK")
+            try:
+                await wipe(lax, other)
+                with pytest.raises(aiomysql.OperationalError, match="locked"):
+                    await wipe(manager, conn)
+            finally:
+                own.admin(f"ALTER USER '{own.user}'@'%' ACCOUNT UNLOCK")
+
+    asyncio.run(main())
+
+
+def test_strict_works_for_names_and_attributes_of_any_length(own: Any) -> None:
+    """The packet of COM_CHANGE_USER has lengths in it."""
+    own.admin("CREATE DATABASE IF NOT EXISTS `gr\u00f6\u00dfe`")
+    own.admin("CREATE OR REPLACE USER 'j\u00f6rg'@'%' IDENTIFIED BY ''")
+    own.admin("GRANT ALL ON *.* TO 'j\u00f6rg'@'%'")
+
+    async def main() -> None:
+        settings = {"user": "j\u00f6rg", "password": "", "db": "gr\u00f6\u00dfe", "program_name": "p" * 120}
+        async with own.connection(reset="strict", **settings) as (manager, conn):
+            for _ in range(2):
+                await wipe(manager, conn)
+                assert await own.ask(conn, "SELECT DATABASE()") == (("gr\u00f6\u00dfe",),)
+
+    asyncio.run(main())
+
+
+# --- open_transaction="close"
+
+
+@pytest.mark.parametrize("way", ["safe", "strict", "none"])
+def test_close_gives_up_a_connection_that_comes_back_in_a_transaction(db: Any, way: Reset) -> None:
+    """diesel's rule; has_broken says it at once where the driver knows."""
+
+    async def main() -> None:
+        async with db.connection(reset=way, open_transaction="close", autocommit=True) as (manager, conn):
+            assert not manager.has_broken(conn)
+            await conn.begin()
+            assert manager.has_broken(conn)
+            await conn.commit()
+            assert not manager.has_broken(conn)
+        async with db.connection(reset=way, open_transaction="close") as (manager, conn):
+            await db.ask(conn, "SELECT * FROM things FOR UPDATE")
+            assert not manager.has_broken(conn)
+            with pytest.raises(OpenTransactionError):
+                await manager.reset(conn)  # type: ignore[misc]
+            await conn.rollback()
+            await wipe(manager, conn)
+
+    asyncio.run(main())
+
+
+# --- servers that lack the command
+
+
+@contextlib.asynccontextmanager
+async def without_reset_connection(host: str, port: int) -> AsyncIterator[int]:
+    """A server in front of the real one, which answers COM_RESET_CONNECTION as one that has never heard of it."""
+
+    async def forward(reader: asyncio.StreamReader, *, to: asyncio.StreamWriter, back: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+            while True:
+                head = await reader.readexactly(4)
+                body = await reader.readexactly(int.from_bytes(head[:3], "little"))
+                if body == b"\x1f" and head[3] == 0:
+                    error = b"\xff" + struct.pack("<H", 1047) + b"#08S01Unknown command"
+                    back.write(struct.pack("<I", len(error))[:3] + b"\x01" + error)
+                else:
+                    to.write(head + body)
+        to.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream = await asyncio.open_connection(host, port)
+        await asyncio.gather(
+            forward(reader, to=upstream, back=writer), forward(upstream_reader, to=writer, back=upstream)
+        )
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+        server.close()
+        await asyncio.sleep(0.02)
+
+
+def test_a_server_without_the_command_costs_the_connection_and_the_error_says_what_to_do(db: Any) -> None:
+    """Old servers and some proxies; "strict" needs a command that is much older."""
+
+    async def main() -> None:
+        async with without_reset_connection(db.host, db.port) as port:
+            async with db.connection(port=port) as (manager, conn):
+                with pytest.raises(SessionStateError, match='use reset="strict"'):
+                    await manager.reset(conn)  # type: ignore[misc]
+            async with db.connection(port=port, reset="strict") as (manager, conn):
+                await db.ask(conn, "SET @x = 1")
+                await wipe(manager, conn)
+                assert await db.ask(conn, "SELECT @x") == ((None,),)
+
+    asyncio.run(main())
