@@ -36,6 +36,16 @@ _DRIVER_KEYWORDS: Final = frozenset(inspect.signature(asyncpg.connect).parameter
 # schema, no such right or object. Class 53 (too many connections) and 57 (starting up) heal.
 _LASTING_CLASSES: Final = frozenset({"0A", "22", "28", "3D", "3F", "42"})
 _DATABASE_DROPPED: Final = "57P04"
+# PgBouncer gives one code to nearly all it has to say; only its words tell what will not pass.
+_PGBOUNCER: Final = "08P01"
+_LASTING_WORDS: Final = (
+    "authentication failed",
+    "login rejected",
+    "no such database",
+    "no such user",
+    "SSL required",
+    "unsupported startup parameter",
+)
 _PASSING_TLS_ERRORS: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)  # cut off, not refused
 
 
@@ -205,6 +215,8 @@ class PostgresConnectionManager:
         """
         if isinstance(exc, asyncpg.PostgresError):
             state = exc.sqlstate or ""
+            if state == _PGBOUNCER:
+                return not any(words in str(exc) for words in _LASTING_WORDS)
             return state[:2] not in _LASTING_CLASSES and state != _DATABASE_DROPPED
         if isinstance(exc, socket.gaierror):
             return exc.errno == socket.EAI_AGAIN
