@@ -282,22 +282,20 @@ async def _check(manager: ConnectionManager[Any], conn: object, limit: float | N
         await asyncio.wait({task}, timeout=limit)
         if not task.done():
             return f"no answer within {limit:g} s"
-        valid = task.result()
+        return _judge(task.result())
     except Exception as error:  # noqa: BLE001 - raising means invalid
         return _said(error)
     finally:
         if not task.done():
             task.cancel()
             await asyncio.wait({task}, timeout=_GRACE)
-    return None if valid is True else _said(_InvalidError(valid))
 
 
-class _InvalidError(Exception):
-    """is_valid returned something else than True."""
-
-    def __init__(self, valid: object) -> None:
-        given = str(valid) if valid is False else type(valid).__name__
-        super().__init__(f"the connection is not valid (is_valid returned {given})")
+def _judge(valid: object) -> str | None:
+    """What is wrong with an answer of is_valid."""
+    if valid is True:
+        return None
+    return f"the connection is not valid (is_valid returned {valid if valid is False else type(valid).__name__})"
 
 
 @asynccontextmanager
@@ -352,7 +350,7 @@ class Bench:
     @property
     def rate(self) -> float:
         """Operations a second."""
-        return self.operations / self.seconds
+        return self.operations / self.seconds if self.seconds else 0.0
 
     def document(self) -> dict[str, object]:
         """The same for a program."""
@@ -379,12 +377,13 @@ class Bench:
             ("wait p99", _ms(self.wait_p99)),
             ("fairness", fairness),
         ]
+        counted: list[tuple[str, str]] = []
         for name, value in _numbers(self.statistics).items():
             if isinstance(value, dict):
                 value = ", ".join(f"{reason} {count}" for reason, count in value.items() if count) or "0"
-            rows.append((name, f"{value:.3f} s" if isinstance(value, float) else str(value)))
+            counted.append((name, f"{value:.3f} s" if isinstance(value, float) else str(value)))
         head = f"{self.scheme}: {self.tasks} tasks, max_size {self.max_size}, {self.seconds:.3g} s"
-        return f"{head}\n\n{_table(rows)}"
+        return f"{head}\n\n{_table(rows)}\n\nstatistics of the pool:\n\n{_table(counted)}"
 
 
 async def _bench(scheme: str, pool: Pool[Any], manager: ConnectionManager[Any], tasks: int, seconds: float) -> Bench:
@@ -403,8 +402,10 @@ async def _bench(scheme: str, pool: Pool[Any], manager: ConnectionManager[Any], 
                 try:
                     if over:
                         return
-                    if (valid := await manager.is_valid(lease.conn)) is not True:
-                        raise _InvalidError(valid)
+                    if problem := _judge(await manager.is_valid(lease.conn)):
+                        lease.discard()
+                        fail(problem)
+                        return
                 finally:
                     lease.release()
                 if not over:
@@ -413,8 +414,11 @@ async def _bench(scheme: str, pool: Pool[Any], manager: ConnectionManager[Any], 
                 # A manager that need not wait for its answer would keep the other tasks and the clock from running.
                 await asyncio.sleep(0)
         except Exception as error:  # noqa: BLE001 - the first failure ends the measurement and is reported
-            if not failed.done():
-                failed.set_result(_said(error))
+            fail(_said(error))
+
+    def fail(problem: str) -> None:
+        if not failed.done():
+            failed.set_result(problem)
 
     async with _opened(pool):
         workers = {asyncio.create_task(work(number), name=f"bench {number}") for number in range(tasks)}
@@ -504,11 +508,11 @@ def _secrets(url: str) -> list[str]:
     """Whatever of a URL no message may show. Adapters scrub theirs; this is for those that forget, and their drivers."""
     secrets = [url]
     after = url.partition("://")[2]
-    # A password may hold a bare / ? or #, and a query may hold an @: look up to both ends.
-    for authority in (re.split(r"[/?#]", after)[0], after):
-        user, at, _host = authority.rpartition("@")
-        if at:
-            secrets += [user, user.partition(":")[2]]
+    # A password may hold a bare / ? # or @, and a query an @: take every end that anybody could read as the user's.
+    for at in re.finditer("@", after):
+        user = after[: at.start()]
+        for part in (user, re.split(r"[/?#]", user)[0]):
+            secrets += [part, part.partition(":")[2]]
     for pair in re.split(r"[?&;#]", after)[1:]:
         key, _, value = pair.partition("=")
         if re.search("pass|pwd|secret|token|key", key, re.IGNORECASE):
