@@ -128,6 +128,8 @@ class PoolConfig:
         for option, least, optional in _COUNTS:
             _check_count(option, getattr(self, option), least, optional=optional)
         for option, zero, optional in _TIMES:
+            if optional and getattr(self, option) == math.inf:
+                object.__setattr__(self, option, None)  # as get() takes it: no limit
             _check_time(option, getattr(self, option), zero=zero, optional=optional)
         for option in _FLAGS:
             if not isinstance(value := getattr(self, option), bool):
@@ -220,7 +222,6 @@ def _check_time(option: str, value: float | None, *, zero: bool, optional: bool)
         return
     _check_number(option, value)
     assert value is not None
-    # Infinity is spelled None, except where a time may not be None: there it would make a timer that never fires.
     if not (value >= 0 if zero else value > 0) or (value == math.inf):
         least = "0 or more" if zero else "greater than 0"
         msg = f"{option}={value!r}: must be a finite number of seconds, {least}{', or None' if optional else ''}"

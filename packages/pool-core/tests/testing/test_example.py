@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,3 +62,9 @@ class TestLineManager(ManagerConformance[Any]):
         admin = await self.manager(self.host, self.port).connect()
         await admin.ask(f"KILL {await conn.ask('ID')}")
         await self.manager(self.host, self.port).close(admin)
+
+
+def test_the_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    """The documentation walks through it."""
+    asyncio.run(_example["main"]())
+    assert capsys.readouterr().out == "100 answers over 4 connections\n"

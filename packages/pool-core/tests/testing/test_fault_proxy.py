@@ -309,11 +309,13 @@ def test_a_server_that_is_down_looks_like_a_reset() -> None:
     async def main() -> None:
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
-            with FaultProxy(*closed.getsockname()) as proxy:
+            # It may come so soon that the connect itself sees it.
+            with FaultProxy(*closed.getsockname()) as proxy, pytest.raises(ConnectionResetError):
                 reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
-                with pytest.raises(ConnectionResetError):
+                try:
                     await ask(reader, writer, b"a\n")
-                writer.close()
+                finally:
+                    writer.close()
 
     asyncio.run(main())
 

@@ -198,8 +198,9 @@ def test_any_awaitable_can_be_under_test() -> None:
             if not future.done():
                 future.set_result(7)
 
-        asyncio.get_running_loop().call_later(1, finish)
+        timer = asyncio.get_running_loop().call_later(1, finish)
         outcome = await inject(future)
+        timer.cancel()
         assert outcome.cancelled or outcome.result == 7
 
     assert cancel_everywhere(one) > 5

@@ -1,0 +1,96 @@
+"""The walls of the house: who may import what."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pool_core
+
+SOURCE = Path(pool_core.__file__).parent
+ADAPTERS = SOURCE.parents[2]
+
+
+def imports(path: Path, *, outermost: bool = False) -> set[str]:
+    """What a module imports at run time, as absolute names."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if outermost else [n for n in ast.walk(tree) if not _checking_only(tree, n)]
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add("." * node.level + (node.module or ""))
+    return found
+
+
+def _checking_only(tree: ast.Module, node: ast.AST) -> bool:
+    return any(
+        isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test) and node in set(ast.walk(block))
+        for block in tree.body
+    )
+
+
+def test_the_state_knows_no_loop_no_clock_no_chance_and_no_threads() -> None:
+    """Decide in the state, act in the shell."""
+    assert imports(SOURCE / "_state.py") <= {
+        "__future__",
+        "collections",
+        "enum",
+        "math",
+        "typing",
+        "._events",
+        "._statistics",
+    }
+    assert "await" not in {type(node).__name__.lower() for node in ast.walk(ast.parse((SOURCE / "_state.py").read_text()))}
+
+
+def test_arrows_point_down_only() -> None:
+    """errors, events, statistics, config; state; tasks; lease; pool; face."""
+    order = ["_errors", "_events", "_statistics", "_manager", "_config", "_state", "_tasks", "_lease", "_registry", "_pool"]
+    for position, module in enumerate(order):
+        path = SOURCE / f"{module}.py"
+        lower = {f".{name}" for name in order[:position]}
+        # from_url looks the registry up when it is called; the registry knows the configuration only.
+        allowed = lower | {"._registry"} if module == "_pool" else lower
+        assert {name for name in imports(path) if name.startswith(".")} <= allowed, module
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "testing").glob("*.py")), ids=lambda path: path.name)
+def test_the_kit_uses_public_names_and_the_standard_library_only(path: Path) -> None:
+    """What it needs, every adapter author has."""
+    for name in imports(path):
+        if name.startswith(".."):
+            assert name == "..", name
+        elif not name.startswith("."):
+            top = name.partition(".")[0]
+            assert top == "pool_core" or top in sys.stdlib_module_names, name
+            assert not name.startswith("pool_core._"), name
+
+
+@pytest.mark.parametrize("path", sorted(ADAPTERS.glob("pool-*/src/pool_*/*.py")), ids=lambda path: path.name)
+def test_adapters_use_public_names_of_the_core_only(path: Path) -> None:
+    """As a third-party adapter would."""
+    if "pool_core" not in path.parts:
+        assert not {name for name in imports(path) if name.startswith("pool_core._")}
+
+
+def test_importing_the_pool_is_cheap() -> None:
+    """At most 15 modules on top of asyncio."""
+    code = (
+        "import sys, asyncio; before = set(sys.modules); import pool_core;"
+        "print(len([m for m in set(sys.modules) - before]))"
+    )
+    count = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert count <= 15
+
+
+def test_the_face_is_nothing_but_names() -> None:
+    """Every public name is exported, sorted, and exists."""
+    assert sorted(pool_core.__all__) == sorted(set(pool_core.__all__))
+    for name in pool_core.__all__:
+        assert getattr(pool_core, name) is not None
