@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+
+from pool_core import Pool
 
 # ------------------------------------------------------------------ the driver: one line asks, one line answers
 
@@ -153,42 +156,54 @@ class LineServer:
                 else:
                     answer = f"WHAT {verb}"
                 writer.write(answer.encode() + b"\n")
-        except ConnectionError:
-            pass
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # the client has gone, or the server stops
         finally:
             del self._sessions[number]
             writer.close()
 
-    async def serve(self, ready: threading.Event | None = None) -> None:
-        """Listen on a free port of 127.0.0.1 until cancelled."""
+    async def serve(self, ready: Callable[[], None]) -> None:
+        """Listen on a free port of 127.0.0.1 until stop() is called, from any thread."""
+        loop, end = asyncio.get_running_loop(), asyncio.Event()
+        self.stop = functools.partial(loop.call_soon_threadsafe, end.set)
         server = await asyncio.start_server(self.session, "127.0.0.1", 0)
         self.host, self.port = server.sockets[0].getsockname()
-        if ready is not None:
-            ready.set()
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            server.close()
-            for writer in self._sessions.values():
-                writer.transport.abort()
+        ready()
+        await end.wait()
+        server.close()
 
     @contextlib.contextmanager
     def in_a_thread(self) -> Iterator[LineServer]:
         """Serve beside programs with event loops of their own."""
-        loop, ready = asyncio.new_event_loop(), threading.Event()
-        task = loop.create_task(self.serve(ready))
-
-        def run() -> None:
-            with contextlib.suppress(asyncio.CancelledError):
-                loop.run_until_complete(task)
-            loop.run_until_complete(asyncio.sleep(0.01))
-            loop.close()
-
-        thread = threading.Thread(target=run, name="line-server")
+        ready = threading.Event()
+        thread = threading.Thread(target=lambda: asyncio.run(self.serve(ready.set)), name="line-server")
         thread.start()
         ready.wait(5)
         try:
             yield self
         finally:
-            loop.call_soon_threadsafe(task.cancel)
+            self.stop()
             thread.join(5)
+
+
+# ------------------------------------------------------------------ all together
+
+
+async def main() -> None:
+    """A hundred tasks over four connections."""
+    with LineServer("swordfish").in_a_thread() as server:
+        pool = Pool(LineManager(server.host, server.port, password="swordfish"), max_size=4, min_idle=1)
+
+        async def work(number: int) -> str:
+            async with pool.get() as conn:
+                await conn.ask(f"USE room{number}")
+                return await conn.ask("WHERE")  # what the last borrower used is wiped before the next one comes
+
+        async with pool:
+            answers = await asyncio.gather(*(work(number) for number in range(100)))
+            statistics = pool.state().statistics
+        print(f"{len(set(answers))} answers over {statistics.connections_created} connections")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

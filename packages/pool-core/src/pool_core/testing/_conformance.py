@@ -61,12 +61,14 @@ class Lab(Generic[C]):
     Attributes:
         proxy: the proxy; every manager of this check connects through it.
         patience: how many seconds a call may take, see :class:`ManagerConformance`.
+        moment: how many seconds may pass until what is closed is gone: one, or ``patience`` if that is less.
     """
 
     def __init__(self, conformance: ManagerConformance[C], proxy: FaultProxy | None) -> None:
         self._conformance = conformance
         self._proxy = proxy
         self.patience = conformance.patience
+        self.moment = min(1.0, self.patience)
         self._open_files = functools.partial(_open_files, sockets_only=True, server_port=conformance.port)
         self._files = self._open_files() if proxy is not None else set()
         self._managers: list[ConnectionManager[C]] = []
@@ -183,7 +185,7 @@ class Lab(Generic[C]):
     async def released(self, complaint: str) -> None:
         """Fail unless the manager under test has given up its sockets within a second."""
         await eventually(
-            lambda: self.sockets() == 0, 1, lambda: f"{complaint}: {self.sockets()} socket(s) are still open"
+            lambda: self.sockets() == 0, self.moment, lambda: f"{complaint}: {self.sockets()} socket(s) are still open"
         )
 
     async def end(self) -> None:
@@ -636,7 +638,9 @@ class ManagerConformance(Generic[C]):
         lab.terminate(manager, conn)  # of a connection that is gone already
         if not self.network:
             await eventually(
-                lambda: not _new_threads(threads), 1, lambda: f"terminate left threads: {_names(_new_threads(threads))}"
+                lambda: not _new_threads(threads),
+                lab.moment,
+                lambda: f"terminate left threads: {_names(_new_threads(threads))}",
             )
         if manager.has_broken(conn) is not True:
             _fail("has_broken is not True after terminate: a terminated connection must never be lent")
@@ -686,14 +690,14 @@ class ManagerConformance(Generic[C]):
         await self.dispose(manager)
         await eventually(
             lambda: not asyncio.all_tasks() - tasks,
-            1,
+            lab.moment,
             lambda: (
                 f"tasks are left after close: {_names(asyncio.all_tasks() - tasks)}: end them in close and terminate"
             ),
         )
         await eventually(
             lambda: not _new_threads(threads),
-            1,
+            lab.moment,
             lambda: f"threads are left after close: {_names(_new_threads(threads))}: end them in close and terminate",
         )
 
@@ -806,6 +810,8 @@ class ManagerConformance(Generic[C]):
                     f"{cls.__name__}.{name} overrides a check: a check that does not fit goes into"
                     f" skips = {{{check!r}: 'the reason'}}"
                 )
+            if name in ("run_all", "_run", "_lab"):
+                raise TypeError(f"{cls.__name__}.{name} overrides the kit itself: rename it")
             close = difflib.get_close_matches(name, _HOOKS, n=1, cutoff=0.85)
             if close and name not in _PUBLIC and not name.startswith("_") and close[0] not in vars(cls):
                 raise TypeError(f"{cls.__name__}.{name} looks like a misspelt hook: {close[0]}")
@@ -836,15 +842,17 @@ class ManagerConformance(Generic[C]):
             except TimeoutError as error:
                 raise AssertionError(f"the check took longer than {self.time_limit:g} s") from error
         await eventually(
-            lambda: not asyncio.all_tasks() - tasks, 2, lambda: f"tasks are left: {_names(asyncio.all_tasks() - tasks)}"
+            lambda: not asyncio.all_tasks() - tasks,
+            lab.moment,
+            lambda: f"tasks are left: {_names(asyncio.all_tasks() - tasks)}",
         )
         await eventually(
-            lambda: not _new_threads(threads), 2, lambda: f"threads are left: {_names(_new_threads(threads))}"
+            lambda: not _new_threads(threads), lab.moment, lambda: f"threads are left: {_names(_new_threads(threads))}"
         )
         what = "sockets" if self.network else "files"
         await eventually(
             lambda: not open_files() - files,
-            2,
+            lab.moment,
             lambda: f"{len(open_files() - files)} {what} are left open: close them in close and terminate",
         )
 
@@ -939,8 +947,10 @@ class ManagerConformance(Generic[C]):
         await drop(conn)
         await eventually(
             lambda: self._broken(manager, conn),
-            1,
-            lambda: f"has_broken still says False one second after {fault}: ask the transport or the reader (at_eof)",
+            lab.moment,
+            lambda: (
+                f"has_broken still says False {lab.moment:g} s after {fault}: ask the transport or the reader (at_eof)"
+            ),
         )
         accepted = lab.proxy.accepted if self.network else 0
         task = asyncio.ensure_future(manager.is_valid(conn))
