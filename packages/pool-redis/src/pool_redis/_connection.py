@@ -213,6 +213,8 @@ class TrackedConnection(AbstractConnection):
 
     async def clean(self) -> None:
         """Take back what the borrower changed, in one round trip. Raises when the server does not agree."""
+        if self.dirt >= self.limit:
+            raise RedisError("the last borrower changed this session beyond repair")
         commands = self.undo()
         await self.send_packed_command(self.pack_commands(commands))
         for _ in commands:
@@ -257,7 +259,7 @@ class Pin(ConnectionPoolInterface):
     async def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> TrackedConnection:
         """Wait for one's turn, and get the connection."""
         task = asyncio.current_task()
-        if self.connection.subscribed:
+        if self.connection.subscribed and self.connection.is_connected:
             raise RedisError(
                 "this leased connection listens for a PubSub or Monitor, so it can answer no command: "
                 "close that one, or use a second lease"

@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from pool_core import ConnectError, Pool, PoolClosed, PoolOptions, PoolOverloaded, PoolTimeout
-from redis.asyncio.connection import ConnectionPoolInterface
 from redis.exceptions import AuthenticationError, MaxConnectionsError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -23,7 +22,14 @@ if TYPE_CHECKING:
     from redis.auth.token import TokenInterface
 
 
-class RedisPool(ConnectionPoolInterface):
+# redis-py takes any ConnectionPoolInterface and annotates ConnectionPool: checkers should accept our users' clients.
+if TYPE_CHECKING:
+    from redis.asyncio.connection import ConnectionPool as _Base
+else:
+    from redis.asyncio.connection import ConnectionPoolInterface as _Base
+
+
+class RedisPool(_Base):
     """A :class:`pool_core.Pool` in the place of redis-py's ``ConnectionPool`` or ``BlockingConnectionPool``::
 
         pool = RedisPool("redis://localhost", max_size=20)
@@ -49,6 +55,7 @@ class RedisPool(ConnectionPoolInterface):
 
     Attributes:
         pool: the pool inside, for ``state()``, ``holders()``, ``resize()``, ``evict()``.
+        connection_kwargs: what redis-py's clients ask their pool about; nothing secret.
     """
 
     def __init__(
@@ -67,15 +74,10 @@ class RedisPool(ConnectionPoolInterface):
         self.pool: Final[Pool[LeasedRedis]] = Pool(self._manager, **options)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._retry = retry
-        self._connection_kwargs: dict[str, Any] = {**self._manager.public_settings(), "retry": retry}
+        self.connection_kwargs = {**self._manager.public_settings(), "retry": retry}
 
     def __repr__(self) -> str:
         return f"<RedisPool of {self.pool!r}>"
-
-    @property
-    def connection_kwargs(self) -> dict[str, Any]:
-        """What redis-py's clients ask about; no secrets."""
-        return self._connection_kwargs
 
     async def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> TrackedConnection:
         """Borrow a connection; `release` gives it back.
@@ -117,7 +119,7 @@ class RedisPool(ConnectionPoolInterface):
 
     def get_protocol(self) -> Any:
         """The version of RESP that was asked for, or None for redis-py's default."""
-        return self._connection_kwargs.get("protocol")
+        return self.connection_kwargs.get("protocol")
 
     def get_connection_count(self) -> list[tuple[int, dict[str, Any]]]:
         """Count idle and used connections, with the attributes by which redis-py's metrics tell them apart."""
@@ -131,7 +133,7 @@ class RedisPool(ConnectionPoolInterface):
     def set_retry(self, retry: Retry) -> None:
         """Let connections that are borrowed from now on retry so."""
         self._retry = retry
-        self._connection_kwargs["retry"] = retry
+        self.connection_kwargs["retry"] = retry
 
     def reset(self) -> None:
         """Retire all connections softly: idle ones now, used ones on their return."""

@@ -1,0 +1,55 @@
+"""What the tests of this package share."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+from pool_redis import LeasedRedis, RedisConnectionManager
+
+from containers.servers import Server, ServerFactory
+
+T = TypeVar("T")
+PASSWORD = "canary-7f3a"
+
+
+@pytest.fixture
+def run() -> Callable[[Coroutine[Any, Any, T]], T]:
+    """Run a coroutine in a loop of its own, in debug mode off as users have it, bounded."""
+
+    def run(main: Coroutine[Any, Any, T]) -> T:
+        async def bounded() -> T:
+            async with asyncio.timeout(50):
+                return await main
+
+        return asyncio.run(bounded())
+
+    return run
+
+
+@pytest.fixture
+def redis(server: ServerFactory) -> Server:
+    """The run's shared Redis: without a password, as it comes."""
+    return server("redis")
+
+
+@pytest.fixture(scope="session")
+def guarded(server: ServerFactory) -> Iterator[Server]:
+    """A Redis that asks for a password."""
+    with server("redis", fresh=True, password=PASSWORD) as mine:
+        yield mine
+
+
+@pytest.fixture(params=[2, 3], ids=["RESP2", "RESP3"])
+def manager(request: pytest.FixtureRequest, redis: Server) -> RedisConnectionManager:
+    """A manager for the shared server, once in each version of the protocol."""
+    return RedisConnectionManager(redis.url, protocol=request.param)
+
+
+async def closed_by_server(client: LeasedRedis, manager: RedisConnectionManager) -> None:
+    """Wait until the news that the server has closed the connection has arrived."""
+    for _ in range(200):
+        if manager.has_broken(client):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("two seconds after its end the connection does not count as broken")

@@ -1,0 +1,168 @@
+"""What a user says about the server: understood, or refused at once, before any I/O and without a secret."""
+
+import pickle
+import traceback
+from typing import Any
+
+import pytest
+from pool_redis import RedisConnectionManager, RedisPool
+from redis.asyncio import SSLConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.credentials import UsernamePasswordCredentialProvider
+
+SECRET = "canary-Sesame"
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("redis://localhost", "localhost:6379"),
+        ("redis://user:pw@10.0.0.1:7000/3?protocol=2&decode_responses=1", "10.0.0.1:7000"),
+        ("valkey://localhost:7000/1", "localhost:7000"),
+        ("rediss://localhost:7000", "localhost:7000"),
+        ("valkeys://localhost:7000", "localhost:7000"),
+        ("redis://[::1]:7000/", "::1:7000"),
+        ("unix:///run/redis.sock?db=2", "/run/redis.sock"),
+        ("unix://user:pw@/run/redis.sock", "/run/redis.sock"),
+    ],
+)
+def test_every_scheme_is_understood(url: str, where: str) -> None:
+    """The schemes are those of redis-py and of Valkey's client, so that a URL can be moved over as it is."""
+    assert where in repr(RedisConnectionManager(url))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://user:{SECRET}/part@localhost/0",
+        f"redis://user:12/{SECRET}@localhost/0",
+        f"redis://user:12#{SECRET}@localhost/0",
+        f"redis://user:12?{SECRET}=x@localhost/0",
+        f"redis://user:{SECRET}?@localhost",
+        f"redis://user:{SECRET}@localhost:port",
+        f"redis://localhost/{SECRET}",
+        f"redis://[{SECRET}",
+        f"redis://localhost?db={SECRET}",
+        f"redis://localhost?protocol={SECRET}",
+        f"http://user:{SECRET}@localhost",
+        f"{SECRET}@localhost",
+        f"unix://user:{SECRET}@",
+        SECRET,
+    ],
+)
+def test_a_url_that_cannot_be_read_is_refused_without_showing_it(url: str) -> None:
+    """A password with a raw slash makes urllib and redis-py quote it as a port: nobody may quote the URL."""
+    with pytest.raises(ValueError, match="URL|socket needs a path") as caught:
+        RedisConnectionManager(url)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"pasword": SECRET}, TypeError, "pasword.*did you mean password"),
+        ({"db": -1}, ValueError, "db=-1.*from 0"),
+        ({"db": "abc"}, ValueError, "db='abc'"),
+        ({"port": 0}, ValueError, "port=0.*1 to 65535"),
+        ({"port": 99999}, ValueError, "port=99999"),
+        ({"protocol": 4}, ValueError, "protocol must be either 2 or 3"),
+        ({"connection_class": int}, TypeError, "connection_class"),
+        ({"max_connections": 5}, ValueError, "max_connections.*max_size"),
+        ({"timeout": 5}, ValueError, "timeout.*connection_timeout"),
+        ({"retry": Retry(NoBackoff(), 3)}, ValueError, "never reconnects"),
+        ({"retry_on_timeout": True}, ValueError, "never reconnects"),
+        ({"single_connection_client": True}, ValueError, "leave it out"),
+        ({"path": ""}, ValueError, "needs a path"),
+        ({"ssl": False, "connection_class": SSLConnection}, ValueError, "contradicts"),
+        ({"ssl": True, "ssl_cert_reqs": "perhaps"}, ValueError, "Invalid SSL Certificate Requirements"),
+        (
+            {"password": SECRET, "credential_provider": UsernamePasswordCredentialProvider("a", "b")},
+            ValueError,
+            "only one of",
+        ),
+    ],
+)
+def test_a_bad_option_is_refused_at_once_with_what_to_do(
+    options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    """What is wrong when the manager is made must not wait for the first connect, perhaps at night."""
+    with pytest.raises(error, match=f"(?s){words}") as caught:
+        RedisConnectionManager(**options)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_url_that_is_no_text_is_a_type_error() -> None:
+    """bytes would make urllib quote them."""
+    with pytest.raises(TypeError, match="a URL is a str, not bytes"):
+        RedisConnectionManager(b"redis://localhost")  # type: ignore[arg-type]
+
+
+def test_options_beat_the_url() -> None:
+    """One URL for all environments, and an argument where one differs."""
+    manager = RedisConnectionManager("redis://localhost:7000/1", port=7001)
+    assert "7001" in repr(manager)
+
+
+@pytest.mark.parametrize("make", [RedisConnectionManager, RedisPool])
+def test_no_picture_of_a_manager_shows_a_password(make: Any) -> None:
+    """Reprs end in logs and error trackers, and vars() in debuggers' reports."""
+    thing = make(f"redis://user:{SECRET}@localhost")
+    for shown in (repr(thing), str(thing), repr(vars(thing)), f"{thing!s}"):
+        assert SECRET not in shown
+    if make is RedisPool:
+        assert SECRET not in repr(thing.connection_kwargs)
+
+
+def test_a_manager_is_not_pickled_with_its_password() -> None:
+    """A pickle is a picture, too: of a manager none can be taken that would show it in passing."""
+    manager = RedisConnectionManager(password=SECRET)
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)) as caught:
+        pickle.dumps(manager)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_bad_update_changes_nothing() -> None:
+    """A rotation with a typing error must not cut the pool off from its server."""
+    manager = RedisConnectionManager("redis://localhost:7000")
+    with pytest.raises(TypeError, match="did you mean port"):
+        manager.update(prt=7001)
+    with pytest.raises(ValueError, match="not valid"):
+        manager.update("redis://localhost:port")
+    assert "localhost:7000" in repr(manager)
+
+
+def test_an_update_keeps_what_it_does_not_name() -> None:
+    """Rotating the host of a TLS connection must not turn TLS off."""
+    manager = RedisConnectionManager("rediss://old:7000/1", decode_responses=True)
+    manager.update(host="new")
+    settings = manager._settings
+    connection = settings.connection()
+    assert (settings.uses_tls, settings.where) == (True, "new:7000")
+    assert (connection.db, connection.encoder.decode_responses) == (1, True)
+
+
+def test_an_update_can_move_between_tcp_and_a_unix_socket() -> None:
+    """host and path exclude each other: naming one ends the other."""
+    manager = RedisConnectionManager("redis://localhost:7000")
+    manager.update(path="/run/redis.sock")
+    assert "/run/redis.sock" in repr(manager)
+    manager.update(host="localhost")
+    assert "localhost:6379" in repr(manager)
+
+
+def test_an_update_with_a_url_starts_afresh() -> None:
+    """diesel's update_database_url: the URL says everything."""
+    manager = RedisConnectionManager("redis://:old@localhost:7000/1", decode_responses=True)
+    manager.update("redis://other/2")
+    connection = manager._settings.connection()
+    assert (connection.db, connection.password, connection.encoder.decode_responses) == (2, None, False)
+
+
+def test_an_update_can_exchange_a_password_for_a_provider_and_back() -> None:
+    """redis-py refuses both at once; whoever names one means it instead of the other."""
+    manager = RedisConnectionManager("redis://user:old@localhost")
+    manager.update(credential_provider=UsernamePasswordCredentialProvider("a", "b"))
+    assert manager._settings.connection().password is None
+    manager.update(password="new")
+    assert manager._settings.connection().credential_provider is None
