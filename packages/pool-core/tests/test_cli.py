@@ -193,6 +193,15 @@ def test_a_server_that_hangs_is_one_line_within_the_connection_timeout(cli: Cli)
     manager.check(open=0)
 
 
+def test_a_server_that_hangs_while_the_pool_opens_costs_two_seconds_more_at_most(cli: Cli) -> None:
+    """The connections that came up in time get a goodbye, which a hung server does not answer."""
+    manager = cli.manager(connect=[*[Delay(0.1)] * 2, *[NEVER] * 20], close=NEVER)
+    assert cli("bench", "fake://h", "--timeout", "3", "--size", "4") == 1
+    assert cli.err.startswith("pool_core: bench: fake: PoolTimeout: ")
+    assert 3 <= cli.took <= 5.01
+    manager.check(open=0)
+
+
 @pytest.mark.parametrize(
     ("url", "arguments", "seconds"),
     [

@@ -92,7 +92,8 @@ def _command(arguments: list[str], run: Callable[[Coroutine[Any, Any, Any]], Any
     secrets = _secrets(url)
     try:
         manager, found = _registry.manager_and_options(url)
-        options: dict[str, Any] = {"connection_timeout": _CONNECTION_TIMEOUT, **found}
+        # close_timeout too: an open that fails half done says goodbye to what it had, which a hung server never answers.
+        options: dict[str, Any] = {"connection_timeout": _CONNECTION_TIMEOUT, "close_timeout": _GRACE, **found}
         if args.timeout is not None:
             options["connection_timeout"] = args.timeout
         if args.command == "ping":
