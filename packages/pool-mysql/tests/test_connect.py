@@ -87,7 +87,7 @@ def test_max_connections_is_worth_a_retry(server: ServerFactory, db: Any) -> Non
     with server("mariadb", fresh=True, args=["--max-connections=10", "--extra-max-connections=1"]) as mine:
         manager = MySQLConnectionManager(mine.url)
 
-        async def main() -> Exception:
+        async def main() -> Any:
             conns = []
             try:
                 with pytest.raises(aiomysql.OperationalError) as caught:

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiomysql
 import pytest
-from pool_core import ConnectError, Pool, PoolTimeout
+from pool_core import CloseReason, ConnectError, Pool, PoolTimeout
 from pool_core.testing import FaultProxy
 from pool_mysql import Connection, MySQLConnectionManager
 
@@ -211,9 +211,10 @@ def test_a_connection_killed_while_lent_errs_for_its_borrower_only(db: Any) -> N
 
     async def main() -> None:
         async with Pool(db.manager(), max_size=1) as pool:
+            lease = await pool.get()
+            waiter = asyncio.ensure_future(query(pool))
             with pytest.raises(aiomysql.OperationalError):
-                async with pool.get() as conn:
-                    waiter = asyncio.ensure_future(query(pool))
+                async with lease as conn:
                     await asyncio.to_thread(db.admin, f"KILL {conn.thread_id()}")
                     await db.ask(conn, "SELECT 1")
             assert isinstance(await waiter, int)
@@ -355,7 +356,7 @@ def test_a_server_that_cannot_wipe_costs_connections_and_serves_everybody(own: A
                 for sql in ("XA START 'p'", "INSERT INTO things VALUES (1)", "XA END 'p'", "XA PREPARE 'p'"):
                     await own.ask(conn, sql)
             assert await query(pool) != first
-            assert pool.state().statistics.connections_closed["reset_failed"] == 1
+            assert pool.state().statistics.connections_closed[CloseReason.RESET_FAILED] == 1
 
     asyncio.run(main())
     own.admin("XA ROLLBACK 'p'")

@@ -101,7 +101,7 @@ def test_a_prepared_xa_transaction_costs_the_connection(own: Any, reset: Reset) 
             for sql in ("XA START 'x'", "INSERT INTO things VALUES (1)", "XA END 'x'", "XA PREPARE 'x'"):
                 await own.ask(conn, sql)
             with pytest.raises(aiomysql.OperationalError, match="XAER_RMFAIL"):
-                await manager.reset(conn)  # type: ignore[misc]
+                await manager.reset(conn)
 
     asyncio.run(main())
     own.admin("XA ROLLBACK 'x'")
@@ -239,7 +239,7 @@ def test_no_database_in_the_settings_and_one_chosen_by_the_borrower(db: Any) -> 
     async def main() -> None:
         nowhere = {"host": db.host, "port": db.port, "user": db.user, "password": db.password}
         for reset in ("safe", "strict"):
-            manager = MySQLConnectionManager(reset=reset, **nowhere)  # type: ignore[arg-type]
+            manager = MySQLConnectionManager(reset=reset, **nowhere)
             conn = await manager.connect()
             try:
                 await wipe(manager, conn)
@@ -265,7 +265,7 @@ def test_a_dropped_database_costs_the_connection(own: Any, reset: Reset) -> None
         async with own.connection(reset=reset, db="gone") as (manager, conn):
             await own.ask(conn, "DROP DATABASE gone")
             with pytest.raises(aiomysql.MySQLError):
-                await manager.reset(conn)  # type: ignore[misc]
+                await manager.reset(conn)
 
     asyncio.run(main())
 
@@ -320,7 +320,7 @@ def test_close_gives_up_a_connection_that_comes_back_in_a_transaction(db: Any, w
             await db.ask(conn, "SELECT * FROM things FOR UPDATE")
             assert not manager.has_broken(conn)
             with pytest.raises(OpenTransactionError):
-                await manager.reset(conn)  # type: ignore[misc]
+                await manager.reset(conn)
             await conn.rollback()
             await wipe(manager, conn)
 
@@ -365,7 +365,7 @@ def test_a_server_without_the_command_costs_the_connection_and_the_error_says_wh
         async with without_reset_connection(db.host, db.port) as port:
             async with db.connection(port=port) as (manager, conn):
                 with pytest.raises(SessionStateError, match='use reset="strict"'):
-                    await manager.reset(conn)  # type: ignore[misc]
+                    await manager.reset(conn)
             async with db.connection(port=port, reset="strict") as (manager, conn):
                 await db.ask(conn, "SET @x = 1")
                 await wipe(manager, conn)
