@@ -28,9 +28,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: complaints.append(context))
         await pyfuncitem.obj(**arguments)
-        for _ in range(20):
-            if not (left := asyncio.all_tasks() - {asyncio.current_task()}):
-                break
+        turns = 20
+        while (left := asyncio.all_tasks() - {asyncio.current_task()}) and (turns := turns - 1):
             await asyncio.sleep(0.01)
         assert not left, f"tasks are left: {left}"
 

@@ -89,7 +89,7 @@ class TestPostgres(ManagerConformance[Any]):
     async def in_transaction(self, conn: Any) -> bool:
         # The server's own word: outside a transaction each statement has another start.
         starts = [await conn.fetchval("SELECT now()") for _ in range(2)]
-        return starts[0] == starts[1]
+        return bool(starts[0] == starts[1])
 
     async def server_kill(self, conn: Any) -> None:
         admin = await asyncpg.connect(self.server.url)

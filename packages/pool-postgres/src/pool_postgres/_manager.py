@@ -150,7 +150,8 @@ class PostgresConnectionManager:
 
     async def is_valid(self, conn: Connection, /) -> bool:
         """One round trip. It is a plain statement, since a prepared one is two round trips on its first use."""
-        return await conn.execute("SELECT 1") == "SELECT 1"
+        status: str = await conn.execute("SELECT 1")
+        return status == "SELECT 1"
 
     def has_broken(self, conn: Connection, /) -> bool:
         """Tell whether the socket is closed, or the transaction in a state that the options do not allow.
