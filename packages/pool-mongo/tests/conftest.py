@@ -3,15 +3,19 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import pytest
 from containers.servers import Server, ServerFactory
 from motor.frameworks import asyncio as motor_framework
 from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo import AsyncMongoClient
+from pymongo import AsyncMongoClient, MongoClient
+from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from pool_mongo import MongoClientManager, MongoSessionManager
 from pool_mongo.motor import MotorClientManager, MotorSessionManager
@@ -39,6 +43,15 @@ class Kind:
         closing = client.close()
         if closing is not None:
             await closing
+
+    @asynccontextmanager
+    async def client(self, url: str, **options: Any) -> AsyncIterator[Any]:
+        """A client beside the pool."""
+        client = self.client_class(url, **options)
+        try:
+            yield client
+        finally:
+            await self.close(client)
 
 
 PYMONGO = Kind("pymongo", MongoSessionManager, MongoClientManager, AsyncMongoClient)
@@ -80,17 +93,92 @@ def own(server: ServerFactory) -> Iterator[Server]:
         yield mine
 
 
-def hello_that_takes_ten_seconds(hello: dict[str, Any]) -> dict[str, Any]:
-    """A command that the server keeps waiting for a change of topology that does not come."""
-    return {"hello": 1, "topologyVersion": hello["topologyVersion"], "maxAwaitTimeMS": 10_000}
+class Commands(CommandListener):
+    """What a client sends: pass it as ``event_listeners=[commands]``."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.sent.append((event.command_name, dict(event.command)))
+
+    def succeeded(self, event: object) -> None:
+        pass
+
+    def failed(self, event: object) -> None:
+        pass
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        """The commands of this name, in order."""
+        return [command for sent, command in self.sent if sent == name]
 
 
-async def eventually(condition: Any, seconds: float = 2.0) -> bool:
-    """Whether it becomes true within so many seconds."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
-    while not condition():
-        if loop.time() > end:
-            return False
-        await asyncio.sleep(0.01)
+@pytest.fixture
+def commands() -> Commands:
+    """A listener to what a client sends."""
+    return Commands()
+
+
+class Admin:
+    """Somebody else at the server."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def fail(self, *names: str, times: int = 1, **data: Any) -> None:
+        """Let the next commands of these names fail; see failCommand in MongoDB's documentation."""
+        point = {"mode": {"times": times}, "data": {"failCommands": names, **data}}
+        await self.command({"configureFailPoint": "failCommand", **point})
+
+    async def command(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Run it on a client of its own, which is gone afterwards."""
+        return await asyncio.to_thread(self._run, command)
+
+    def _run(self, command: dict[str, Any]) -> dict[str, Any]:
+        with MongoClient[dict[str, Any]](self._url) as client:
+            return client.admin.command(command)
+
+
+@pytest.fixture
+def admin(mongo: Server) -> Iterator[Admin]:
+    """Somebody else at the shared server. The fail points are off again at the end."""
+    somebody = Admin(mongo.url)
+    yield somebody
+    somebody._run({"configureFailPoint": "failCommand", "mode": "off"})
+
+
+@pytest.fixture(name="sockets")
+def sockets_fixture() -> Callable[[], set[tuple[int, Any]]]:
+    """The TCP connections that this process has to somewhere, each time it is asked."""
+    return sockets
+
+
+def sockets() -> set[tuple[int, Any]]:
+    """The TCP connections that this process has to somewhere."""
+    return {(found.fd, found.laddr) for found in psutil.Process().net_connections("tcp") if found.raddr}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a coroutine test in a loop of its own. Afterwards no task and no socket of it may be left."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+
+    async def run() -> None:
+        before = sockets()
+        await pyfuncitem.obj(**arguments)
+        this = asyncio.current_task()
+        await eventually(lambda: asyncio.all_tasks() == {this}, lambda: f"tasks are left: {asyncio.all_tasks() - {this}}")
+        await eventually(lambda: not sockets() - before, lambda: f"sockets are left: {sockets() - before}")
+
+    asyncio.run(run())
     return True
+
+
+async def eventually(condition: Callable[[], bool], complaint: Callable[[], str], seconds: float = 3.0) -> None:
+    """Fail unless it becomes true within so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, complaint()
+        await asyncio.sleep(0.01)

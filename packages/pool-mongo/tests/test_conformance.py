@@ -12,14 +12,13 @@ from pool_core.testing import ManagerConformance
 from pool_mongo import MongoClientManager, MongoSessionManager
 from pool_mongo.motor import MotorClientManager, MotorSessionManager
 
-SOCKETS = "a client keeps three sockets (monitor, round-trip time, operations), and the kit counts one for a connection"
 SECRET = "c@nary/secret"
 RECONNECTS = "a client opens new sockets by itself, and a session is tied to none: test_faults has what holds instead"
 
 
 class _Mongo(ManagerConformance[Any]):
     kind: Any
-    skips = {"connect_and_use": SOCKETS, "network_drops": RECONNECTS}
+    skips = {"network_drops": RECONNECTS}
 
     @pytest.fixture(autouse=True)
     def _server(self, mongo: Server, locked: Server) -> None:

@@ -115,7 +115,11 @@ class _Manager(Generic[Client, Session]):
             raise
 
     def _knows_no_server(self, client: Client) -> bool:
-        return not cast("Any", client).topology_description.has_known_servers
+        # A client that has not been used yet knows no server either, and no error.
+        topology = cast("Any", client).topology_description
+        return not topology.has_known_servers and any(
+            server.error is not None for server in topology.server_descriptions().values()
+        )
 
     async def _close_client(self, client: Client) -> None:
         with pymongo.timeout(self._ping_timeout):  # it talks to the server, and would wait for a hung one for long

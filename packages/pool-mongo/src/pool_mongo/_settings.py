@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias, cast
 
@@ -17,6 +18,7 @@ SCHEMES: Final = ("mongodb://", "mongodb+srv://")
 _CREDENTIALS: Final = ("username", "password")
 # Options whose values are secrets, beside the password. Their errors are not quoted.
 _SECRET_OPTIONS: Final = ("authmechanismproperties", "tlscertificatekeyfilepassword", "ssl_pem_passphrase")
+_HARMLESS_WARNINGS: Final = ("Unknown option", "Duplicate URI option")  # passed on as the driver gives them
 _ESCAPE: Final = "percent-escape user and password with urllib.parse.quote_plus: mongodb://user:p%40ss@host:27017/database"
 _BAD_PERCENT: Final = re.compile("%(?![0-9a-fA-F]{2})")
 _SCHEME: Final = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
@@ -91,15 +93,24 @@ def _check(url: str | None, options: dict[str, Any], make: Callable[..., object]
         cleaned, place, url_is_clear = _without_credentials(url)
         arguments = (cleaned,)
         quotable = quotable and url_is_clear
-    try:
-        make(*arguments, **harmless)
-    except (PyMongoError, ValueError, TypeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        reason = str(error) if quotable else f"{type(error).__name__}, whose text may hold a secret"
-        refused = kind(f"the driver refuses these settings: {reason}")
-    else:
-        return place
-    raise refused from None
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            make(*arguments, **harmless)
+        except (PyMongoError, ValueError, TypeError) as error:
+            raise _refusal(error, quotable=quotable) from None
+    for warning in told:
+        # A bad value in a URL is only a warning for the driver, which then goes on without the option.
+        if warning.category is UserWarning and not str(warning.message).startswith(_HARMLESS_WARNINGS):
+            raise _refusal(ValueError(str(warning.message)), quotable=quotable) from None
+        warnings.warn(warning.message, stacklevel=5)
+    return place
+
+
+def _refusal(error: Exception, *, quotable: bool) -> Exception:
+    reason = str(error) if quotable else f"{type(error).__name__}, whose text may hold a secret"
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    return kind(f"the driver refuses these settings: {reason}")
 
 
 def _without_credentials(url: str) -> tuple[str, str, bool]:

@@ -1,0 +1,334 @@
+"""What a leased session is, what is wiped between two leases, and how the shared client lives."""
+
+import asyncio
+import gc
+import warnings
+from typing import Any
+
+import pymongo
+import pytest
+from containers.servers import Server
+
+from pool_core import CloseReason, Pool
+from pymongo.client_session import TransactionOptions
+from pymongo.errors import InvalidOperation, PyMongoError
+from pymongo.write_concern import WriteConcern
+
+
+async def test_a_lease_is_the_drivers_own_session(kind: Any, mongo: Server) -> None:
+    """No wrapper: isinstance, attributes and documentation are the driver's."""
+    async with Pool(kind.sessions(mongo.url), min_idle=1) as pool, pool.get() as session:
+        assert type(session).__name__ in {"AsyncClientSession", "AsyncIOMotorClientSession"}
+        collection = session.client.pool.things
+        await collection.delete_many({}, session=session)
+        await collection.insert_one({"_id": 1}, session=session)
+        assert await collection.find_one({}, session=session) == {"_id": 1}
+
+
+async def test_all_sessions_share_one_client_which_ends_with_the_last(kind: Any, mongo: Server) -> None:
+    """Ten sessions cost the sockets of one client, and a closed pool costs nothing."""
+    async with Pool(kind.sessions(mongo.url), max_size=10) as pool:
+        leases = [await pool.get() for _ in range(10)]
+        clients = {id(lease.conn.client) for lease in leases}
+        assert len(clients) == 1
+        client = leases[0].conn.client
+        for lease in leases:
+            lease.release()
+    with pytest.raises(InvalidOperation, match="after close"):
+        await client.admin.command("ping")
+
+
+async def test_an_open_transaction_is_aborted_before_the_next_lease(kind: Any, mongo: Server) -> None:
+    """Nothing of it is written, its locks are free, and the next borrower can begin one."""
+    async with Pool(kind.sessions(mongo.url), max_size=1, min_idle=1) as pool, kind.client(mongo.url) as other:
+        things = other.pool[f"abort_{kind.name}"]
+        await things.delete_many({})
+        await things.insert_one({"_id": 1, "by": "nobody"})
+        async with pool.get() as session:
+            mine = session
+            await kind.begin(session)
+            await session.client.pool[things.name].update_one({}, {"$set": {"by": "the first"}}, session=session)
+        async with pool.get() as session:
+            assert session is mine
+            assert not session.in_transaction
+            with pymongo.timeout(2):  # would wait for the lock otherwise
+                await things.update_one({"by": "nobody"}, {"$set": {"by": "the other"}})
+            await kind.begin(session)
+            await session.client.pool[things.name].insert_one({"_id": 2}, session=session)
+            await session.commit_transaction()
+        assert [thing["_id"] async for thing in things.find().sort("_id")] == [1, 2]
+        assert (await things.find_one({"_id": 1}))["by"] == "the other"
+        assert pool.state().statistics.connections_created == 1
+
+
+async def test_what_is_clean_goes_straight_back(kind: Any, mongo: Server) -> None:
+    """Wiping is no round trip: without a transaction nothing is sent between two leases."""
+    manager = kind.sessions(mongo.url)
+    async with Pool(manager, max_size=1, min_idle=1) as pool:
+        async with pool.get() as session:
+            await session.client.admin.command("ping", session=session)
+        assert pool.state().idle == 1
+        assert pool.state().resetting == 0
+
+
+async def test_clocks_do_not_travel_to_the_next_lease(kind: Any, mongo: Server, commands: Any) -> None:
+    """With causal consistency a read waits for the own lease's writes, and for nobody else's."""
+    manager = kind.sessions(mongo.url, causal_consistency=True, event_listeners=[commands])
+    async with Pool(manager, max_size=1, min_idle=1) as pool:
+        async with pool.get() as session:
+            things = session.client.pool.clocks
+            await things.insert_one({}, session=session)
+            assert session.operation_time is not None
+            await things.find_one({}, session=session)
+        async with pool.get() as session:
+            assert session.operation_time is None
+            assert session.cluster_time is None
+            await session.client.pool.clocks.find_one({}, session=session)
+    own, next_ones = commands.of("find")
+    assert "afterClusterTime" in own["readConcern"]
+    assert "afterClusterTime" not in next_ones.get("readConcern", {})
+
+
+async def test_causal_consistency_is_off_by_default(kind: Any, mongo: Server, commands: Any) -> None:
+    """The driver's default is on; a lease that did not ask for it waits for no clock."""
+    async with Pool(kind.sessions(mongo.url, event_listeners=[commands]), min_idle=1) as pool, pool.get() as session:
+        await session.client.pool.clocks.insert_one({}, session=session)
+        await session.client.pool.clocks.find_one({}, session=session)
+    assert "afterClusterTime" not in commands.of("find")[0].get("readConcern", {})
+
+
+async def test_each_lease_takes_its_own_snapshot(kind: Any, mongo: Server, commands: Any) -> None:
+    """A session keeps the time of its first read: the next borrower must not read the last one's old data."""
+    manager = kind.sessions(mongo.url, snapshot=True, event_listeners=[commands])
+    async with Pool(manager, max_size=1, min_idle=1) as pool:
+        for _ in range(2):
+            async with pool.get() as session:
+                await session.client.pool.clocks.find_one({}, session=session)
+                await session.client.pool.clocks.find_one({}, session=session)
+    first, again, second, _ = commands.of("find")
+    assert "atClusterTime" in again["readConcern"], "the driver holds a lease to its snapshot"
+    assert "atClusterTime" not in first["readConcern"]
+    assert "atClusterTime" not in second["readConcern"]
+
+
+async def test_default_transaction_options_reach_the_session(kind: Any, mongo: Server, commands: Any) -> None:
+    """Also after a lease has been wiped, which gives motor's sessions a new inside."""
+    options = TransactionOptions(write_concern=WriteConcern(1, wtimeout=4711))
+    manager = kind.sessions(mongo.url, default_transaction_options=options, event_listeners=[commands])
+    async with Pool(manager, max_size=1, min_idle=1) as pool:
+        for _ in range(2):
+            async with pool.get() as session:
+                await kind.begin(session)
+                await session.client.pool.things.insert_one({}, session=session)
+                await session.commit_transaction()
+    assert [commit["writeConcern"]["wtimeout"] for commit in commands.of("commitTransaction")] == [4711, 4711]
+
+
+async def test_an_ended_session_is_replaced(kind: Any, mongo: Server) -> None:
+    """``async with session`` inside a lease, and bind() by its default, end the session."""
+    async with Pool(kind.sessions(mongo.url), max_size=1, min_idle=1) as pool:
+        async with pool.get() as session:
+            await session.end_session()
+        async with pool.get() as session:
+            assert not session.has_ended
+            await session.client.admin.command("ping", session=session)
+        assert pool.state().statistics.connections_closed[CloseReason.BROKEN] == 1
+
+
+async def test_a_session_that_a_network_error_hit_is_not_used_again(
+    kind: Any, mongo: Server, commands: Any, admin: Any
+) -> None:
+    """The drivers' specification: its server session may still be busy with the lost operation."""
+    manager = kind.sessions(mongo.url, event_listeners=[commands], retryWrites=False)
+    async with Pool(manager, max_size=1, min_idle=1) as pool:
+        async with pool.get() as session:
+            await admin.fail("insert", errorCode=91)
+            with pytest.raises(PyMongoError):
+                await session.client.pool.things.insert_one({}, session=session)
+        async with pool.get() as session:
+            await session.client.pool.things.insert_one({}, session=session)
+    first, second = (command["lsid"] for command in commands.of("insert"))
+    assert first != second
+
+
+async def test_when_the_abort_fails_the_session_is_not_lent_on(kind: Any, mongo: Server, admin: Any, commands: Any) -> None:
+    """The driver swallows errors of an abort; the next borrower must not inherit what it left."""
+    manager = kind.sessions(mongo.url, event_listeners=[commands])
+    async with Pool(manager, max_size=1, min_idle=1, error_sink=lambda error: None) as pool:
+        async with pool.get() as session:
+            await kind.begin(session)
+            await session.client.pool.things.insert_one({}, session=session)
+            await admin.fail("abortTransaction", times=2, errorCode=91)
+        async with pool.get() as session:
+            assert not session.in_transaction
+            await kind.begin(session)
+            await session.client.pool.things.insert_one({}, session=session)
+            await session.commit_transaction()
+    first, second = (command["lsid"] for command in commands.of("insert"))
+    assert first != second
+
+
+async def test_a_cancelled_operation_cannot_reach_into_the_next_lease(kind: Any, mongo: Server, admin: Any) -> None:
+    """Motor leaves it running in a thread: there it would write into the next borrower's transaction."""
+    manager = kind.sessions(mongo.url, maxPoolSize=1)  # so that the second operation waits for a connection
+    async with Pool(manager, max_size=1, min_idle=1) as pool:
+        async with pool.get() as session:
+            mine = session
+            things = session.client.pool[f"straggler_{kind.name}"]
+            await things.delete_many({})
+            await admin.fail("find", blockConnection=True, blockTimeMS=400)
+            slow = asyncio.ensure_future(things.find_one({}))
+            await asyncio.sleep(0.05)
+            late = asyncio.ensure_future(things.insert_one({"_id": "late"}, session=session))
+            await asyncio.sleep(0.05)
+            late.cancel()
+            await asyncio.wait([late])
+        async with pool.get() as session:
+            assert session is mine
+            await kind.begin(session)
+            await things.insert_one({"_id": "next"}, session=session)  # waits behind both, if both are still there
+            await session.commit_transaction()
+            await slow
+            assert [thing["_id"] async for thing in things.find()] == ["next"]
+
+
+async def test_a_test_transaction_is_seen_by_the_next_lease_and_never_by_others(kind: Any, mongo: Server) -> None:
+    """Diesel's test transaction: what a test writes is gone with the pool."""
+    name = f"test_transaction_{kind.name}"
+    async with kind.client(mongo.url) as other:
+        await other.pool[name].drop()
+        await other.pool.create_collection(name)
+        async with Pool(kind.sessions(mongo.url, test_transaction=True), max_size=1, min_idle=1) as pool:
+            async with pool.get() as session:
+                await session.client.pool[name].insert_one({"_id": 1}, session=session)
+            async with pool.get() as session:
+                assert await session.client.pool[name].find_one({}, session=session) == {"_id": 1}
+            assert await other.pool[name].find_one({}) is None
+            assert pool.state().statistics.connections_created == 1
+        assert await other.pool[name].find_one({}) is None
+
+
+@pytest.mark.parametrize("how", ["abort", "another"])
+async def test_a_session_whose_test_transaction_is_over_is_replaced(kind: Any, mongo: Server, how: str) -> None:
+    """Else the next test would write for good."""
+    async with Pool(kind.sessions(mongo.url, test_transaction=True), max_size=1, min_idle=1) as pool:
+        async with pool.get() as session:
+            first = session
+            await session.abort_transaction()
+            if how == "another":
+                await kind.begin(session)
+        async with pool.get() as session:
+            assert session is not first
+            assert session.in_transaction
+        assert pool.state().statistics.connections_closed[CloseReason.BROKEN] == 1
+
+
+async def test_a_test_transaction_on_a_server_without_transactions_is_refused(kind: Any, locked: Server) -> None:
+    """At start, and with what to do: not at the first write of the first test."""
+    manager = kind.sessions(locked.url, test_transaction=True)
+    with pytest.raises(ValueError, match="needs a replica set or a sharded cluster") as caught:
+        await manager.connect()
+    assert not manager.is_transient(caught.value)
+
+
+async def test_update_is_for_new_sessions_and_evict_retires_the_old(kind: Any, mongo: Server, own: Server) -> None:
+    """Failover and rotation: the lent one stays where it is until it comes back, its client ends with it."""
+    manager = kind.sessions(mongo.url)
+    async with Pool(manager, max_size=3, min_idle=1) as pool:
+        lease = await pool.get()
+        old = lease.conn.client
+        manager.update(own.url)
+        assert pool.evict() >= 1
+        async with pool.get() as session:
+            assert await _port(session) == own.port
+            assert session.client is not old
+        await lease.conn.client.admin.command("ping", session=lease.conn)
+        lease.release()
+        await asyncio.sleep(0.3)
+        with pytest.raises(InvalidOperation, match="after close"):
+            await old.admin.command("ping")
+        async with pool.get() as session:
+            assert await _port(session) == own.port
+
+
+async def _port(session: Any) -> int:
+    await session.client.admin.command("ping")
+    (node,) = session.client.topology_description.server_descriptions()
+    return int(node[1])
+
+
+async def test_a_refused_update_changes_nothing(kind: Any, mongo: Server) -> None:
+    """A typing mistake during a rotation must not stop the pool."""
+    manager = kind.sessions(mongo.url)
+    with pytest.raises(ValueError, match="maxPoolSize must be an integer"):
+        manager.update(mongo.url, maxPoolSize="many")
+    session = await manager.connect()
+    await manager.close(session)
+
+
+async def test_a_borrower_that_closes_the_shared_client_harms_nobody_else_for_long(kind: Any, mongo: Server) -> None:
+    """All its sessions are broken then; new ones live on a new client."""
+    async with Pool(kind.sessions(mongo.url), max_size=2, min_idle=2) as pool:
+        async with pool.get() as session:
+            await kind.close(session.client)
+        for _ in range(3):
+            async with pool.get() as session:
+                await session.client.admin.command("ping", session=session)
+
+
+async def test_a_detached_session_is_closed_by_the_manager(kind: Any, mongo: Server) -> None:
+    """It outlives its pool, with the client: manager.close() ends both."""
+    manager = kind.sessions(mongo.url)
+    async with Pool(manager, min_idle=1) as pool:
+        session = (await pool.get()).detach()
+    await session.client.admin.command("ping", session=session)
+    await manager.close(session)
+    with pytest.raises(InvalidOperation, match="after close"):
+        await session.client.admin.command("ping")
+
+
+async def test_a_session_made_elsewhere_can_be_added(kind: Any, mongo: Server) -> None:
+    """pool.add: the client it came from stays its owner's."""
+    async with kind.client(mongo.url) as client:
+        async with Pool(kind.sessions(mongo.url), max_size=1) as pool:
+            pool.add(await kind.start_session(client))
+            async with pool.get() as session:
+                assert session.client is client
+                await kind.begin(session)
+                await client.pool.things.insert_one({}, session=session)
+            async with pool.get() as session:
+                assert session.client is client
+                assert not session.in_transaction
+        await client.admin.command("ping")
+
+
+def test_one_manager_serves_one_loop_after_another(kind: Any, mongo: Server) -> None:
+    """A module-level pool under a test runner that makes a loop for each test."""
+    pool = Pool(kind.sessions(mongo.url), min_idle=1)
+
+    async def main() -> None:
+        async with pool, pool.get() as session:
+            await session.client.admin.command("ping", session=session)
+
+    for _ in range(2):
+        asyncio.run(main())
+
+
+def test_a_pool_left_open_on_a_dead_loop_can_be_opened_again(kind: Any, mongo: Server) -> None:
+    """Its sessions and their client belong to a loop that will never run again."""
+    pool = Pool(kind.sessions(mongo.url), min_idle=1)
+
+    async def leave() -> None:
+        await pool.open()
+        async with pool.get() as session:
+            await session.client.admin.command("ping", session=session)
+
+    async def again() -> None:
+        async with pool, pool.get() as session:
+            await session.client.admin.command("ping", session=session)
+
+    asyncio.run(leave())
+    with warnings.catch_warnings():  # asyncio's, for each transport whose loop was closed under it
+        warnings.simplefilter("ignore", ResourceWarning)
+        asyncio.run(again())
+        gc.collect()
