@@ -312,7 +312,7 @@ def test_what_a_borrower_changes_in_the_client_is_not_lent_again(manager: RedisC
         for change in (
             lambda client: client.set_response_callback("GET", lambda reply: "mine"),
             lambda client: client.load_external_module("mine", lambda: None),
-            lambda client: client.himport_registry,
+            lambda client: client.connection_pool.himport_registry,
         ):
             client = await manager.connect()
             change(client)

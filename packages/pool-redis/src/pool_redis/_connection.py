@@ -18,6 +18,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+try:
+    from redis.himport import HImportRegistry
+except ImportError:  # before redis-py 8.1
+    HImportRegistry = None  # type: ignore[assignment, misc]
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
@@ -169,6 +174,8 @@ class TrackedConnection(AbstractConnection):
     def seal(self) -> None:
         """Begin to keep watch: the handshake is over."""
         self.sealed, self.unanswered, self.dirt, self.spoken = True, 0, 0, ()
+        if HImportRegistry is not None:
+            self.himport_registry = HImportRegistry()
         if self.redis_connect_func is not None:
             self.limit = 1  # what a handshake of the user's own has set, only that handshake can set again
         # A redis-py that keeps its input elsewhere leaves us blind: then a connection is used once.
@@ -294,7 +301,7 @@ class Pin(ConnectionPoolInterface):
     def himport_registry(self) -> Any:
         """Declared fieldsets would be seen by the next borrower: who asks for them uses up the connection."""
         self.connection.spoil()
-        return self.connection.himport_registry
+        return getattr(self.connection, "himport_registry", None)
 
     def reset(self) -> None:
         """Give up the connection; the lease's pool will replace it."""
