@@ -105,6 +105,42 @@ def test_cleanup_that_awaits_is_found_by_a_second_cancel() -> None:
     cancel_everywhere(scenario(awaiting_cleanup=True), modes=["single"])
 
 
+def test_a_level_triggered_cancel_gets_past_a_child_that_swallows_the_first() -> None:
+    """anyio cancels in every turn: whoever counts on one cancel only is interrupted where it did not expect it."""
+
+    async def one(inject: Injector) -> None:
+        async def stubborn() -> None:
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError:
+                await asyncio.sleep(10)
+
+        async def parent() -> None:
+            await asyncio.create_task(stubborn())
+
+        await inject(parent())
+        if inject.hit and inject.point == 1:
+            ends.append(asyncio.get_running_loop().time())
+
+    ends: list[float] = []
+    cancel_everywhere(one, modes=["level"])
+    assert ends == [0.0]
+    ends.clear()
+    with pytest.raises(AssertionError, match="swallowed"):
+        cancel_everywhere(one, modes=["single"])
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="eager tasks came with Python 3.12")
+def test_an_eager_task_factory_changes_nothing() -> None:
+    """Point 0 is still before the first step."""
+
+    async def one(inject: Injector) -> None:
+        asyncio.get_running_loop().set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009 (3.11)
+        await scenario()(inject)
+
+    assert cancel_everywhere(one, modes=["single"]) == 3
+
+
 def test_a_swallowed_cancel_is_found_unless_that_is_allowed() -> None:
     """Every cancel surfaces as CancelledError."""
 

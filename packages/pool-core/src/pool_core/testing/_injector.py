@@ -15,6 +15,8 @@ T = TypeVar("T")
 CancelMode: TypeAlias = Literal["single", "double", "level", "success", "turn"]
 
 _MODES: Final[tuple[CancelMode, ...]] = get_args(CancelMode)
+# anyio delivers in every turn. Not here: on virtual time a task that swallows them all would never see the clock move.
+_LEVEL_TURNS: Final = 3
 _REAL_TIME_MODES: Final[tuple[CancelMode, ...]] = ("single", "double", "level", "success")
 
 
@@ -69,6 +71,7 @@ class Injector:
         self.hit = False
         self._must_surface = must_surface
         self._used = False
+        self._suspensions = 0
 
     def finish(self) -> bool:
         """After a run: whether a cancel was delivered.
@@ -95,7 +98,8 @@ class Injector:
         coroutine = awaitable if isinstance(awaitable, Coroutine) else _await(awaitable)
         probe: _Probe[T] = _Probe(coroutine, self)
         loop = asyncio.get_running_loop()
-        task: asyncio.Task[T] = loop.create_task(probe, name="under-test")
+        # Not create_task: an eager task factory would run it before anybody watches.
+        task: asyncio.Task[T] = asyncio.Task(probe, loop=loop, name="under-test")
         probe.task = task
         if self.mode == "turn":
             self._count_turns(loop, task)
@@ -130,15 +134,21 @@ class Injector:
 
     def _suspended(self, task: asyncio.Task[Any], number: int, awaited: object) -> None:
         """The coroutine is about to give control back for the number-th time (from 1)."""
+        self._suspensions = number
         if self.mode == "success" and number == self.point and isinstance(awaited, asyncio.Future):
             # Registered before the task's own wake-up, so it runs first: the future is done, the task does not know.
             awaited.add_done_callback(lambda _future: self._cancel(task))
-        elif self.mode != "turn" and (
-            number == self.point
-            or (self.mode == "double" and number == self.point + 1)
-            or (self.mode == "level" and number > self.point)
-        ):
+        elif self.mode == "level" and number >= self.point:
+            task.get_loop().call_soon(self._cancel_again, task, number, _LEVEL_TURNS)
+        elif self.mode != "turn" and (number == self.point or (self.mode == "double" and number == self.point + 1)):
             task.get_loop().call_soon(self._cancel, task)
+
+    def _cancel_again(self, task: asyncio.Task[Any], number: int, turns: int) -> None:
+        """Deliver it in this turn and the next ones, as long as the task stays where it is."""
+        if self._suspensions == number and not task.done():
+            self._cancel(task)
+            if turns:
+                task.get_loop().call_soon(self._cancel_again, task, number, turns - 1)
 
     def _cancel(self, task: asyncio.Task[Any]) -> None:
         self.hit = task.cancel() or self.hit
@@ -196,7 +206,8 @@ def cancel_everywhere(
 
     - ``"single"``: at the k-th suspension, as soon as the task waits;
     - ``"double"``: then once more at its next suspension, if there is one: in its cleanup;
-    - ``"level"``: then at every further suspension, as anyio and trio do until a cancelled scope is left;
+    - ``"level"``: then at every further suspension, and in the next turns if it stays where it is (it waits for a task
+      that swallows cancels), as anyio does until a cancelled scope is left;
     - ``"success"``: in the tick of success: what the task waits for at its k-th suspension is done, and the task has
       not been woken up yet;
     - ``"turn"``: at the beginning of the k-th turn of the loop, whatever the task is waiting for: so also just before,
