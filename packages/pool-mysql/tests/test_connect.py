@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 from typing import Any
 
 import aiomysql
@@ -149,6 +150,41 @@ def test_a_callable_that_returns_no_text_is_an_error_that_says_so(db: Any, conne
     assert isinstance(error, TypeError)
     assert str(error) == "the callable for password returned bytes: it has to return a str"
     assert not manager.is_transient(error)
+
+
+def test_a_callable_that_fails_may_succeed_later(db: Any, connect_error: Any) -> None:
+    """A token service has its bad moments too."""
+
+    class TokenServiceDown(Exception):
+        pass
+
+    async def password() -> str:
+        raise TokenServiceDown
+
+    manager = db.manager(password=password)
+    error = connect_error(manager)
+    assert isinstance(error, TokenServiceDown)
+    assert manager.is_transient(error)
+
+
+def test_caching_sha2_password_works_with_tls_and_for_a_new_login(db: Any) -> None:
+    """The login method of new accounts in MySQL 8; MariaDB has none like it."""
+    if db.server.name != "MySQL":
+        pytest.skip(
+            f"caching_sha2_password is MySQL's, this is {db.server.name}: set POOL_TEST_MARIADB_URL to a MySQL 8"
+        )
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    db.admin("CREATE USER IF NOT EXISTS sha2@'%' IDENTIFIED WITH caching_sha2_password BY 'secret'")
+    db.admin(f"GRANT ALL ON {db.name}.* TO sha2@'%'")
+
+    async def main() -> None:
+        async with db.connection(user="sha2", password="secret", ssl=context, reset="strict") as (manager, conn):
+            for _ in range(2):
+                await manager.reset(conn)
+                assert await db.ask(conn, "SELECT 1") == ((1,),)
+
+    asyncio.run(main())
 
 
 def test_update_serves_new_connections_and_leaves_old_ones(own: Any) -> None:

@@ -200,7 +200,8 @@ class MySQLConnectionManager:
         if isinstance(exc, aiomysql.MySQLError):
             number = exc.args[0] if exc.args else None
             return isinstance(number, int) and number not in _PERMANENT
-        return isinstance(exc, OSError)
+        # Mistakes in the program, or a package that is missing. What a credential's callable raises may pass.
+        return not isinstance(exc, ValueError | TypeError | LookupError | AttributeError | RuntimeError)
 
     def __repr__(self) -> str:
         return f"<MySQLConnectionManager {self._settings!r} reset={self._reset!r}>"
