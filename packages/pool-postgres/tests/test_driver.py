@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
+from pool_core import Pool
 from pool_postgres import PostgresConnectionManager, _driver
 
 if TYPE_CHECKING:
@@ -208,3 +209,14 @@ async def test_update_holds_for_new_connections_only(url: str) -> None:
     assert [await conn.fetchval("SHOW application_name") for conn in (old, new)] == ["old", "new"]
     await manager.close(old)
     await manager.close(new)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+async def test_a_url_finds_the_adapter(url: str, scheme: str) -> None:
+    """Both schemes, and what is no option of the pool reaches the driver as it is."""
+    address = url.partition("://")[2]
+    whole = f"{scheme}://{address}?application_name=a%20b&pool_max_size=3&pool_min_idle=1"
+    async with Pool.from_url(whole) as pool:
+        assert pool.config.max_size == 3
+        async with pool.get() as conn:
+            assert await conn.fetchval("SHOW application_name") == "a b"

@@ -114,6 +114,34 @@ async def test_a_session_killed_in_a_query_within_a_transaction_shows_the_server
         assert await works(pool) != victim
 
 
+@pytest.mark.parametrize("how", ["close", "terminate"])
+async def test_a_connection_returned_closed_costs_the_waiter_nothing(url: str, how: str) -> None:
+    """aiomysql forgets its waiters for ever."""
+    async with Pool(PostgresConnectionManager(url), max_size=1, min_idle=1) as pool:
+        lease = await pool.get()
+        waiter = asyncio.create_task(works(pool))
+        await asyncio.sleep(0.02)
+        if how == "close":
+            await lease.conn.close()
+        else:
+            lease.conn.terminate()
+        lease.release()
+        await waiter
+
+
+async def test_a_connection_returned_in_the_middle_of_a_query_is_not_lent_on(url: str) -> None:
+    """A task that was forgotten still waits for its answer there."""
+    async with Pool(PostgresConnectionManager(url), max_size=1, min_idle=1) as pool:
+        lease = await pool.get()
+        (victim,) = pids([lease])
+        forgotten = asyncio.create_task(lease.conn.execute("SELECT pg_sleep(30)"))
+        await asyncio.sleep(0.05)
+        lease.release()
+        assert await works(pool) != victim
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+            await forgotten
+
+
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_after_a_restart_the_waiters_are_served_within_three_seconds(disturbed: Server, end: str) -> None:
     """An orderly shutdown and a crash; nobody restarts the program."""
