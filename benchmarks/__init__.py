@@ -1,0 +1,1 @@
+"""Our pool beside the floors and its peers: `python -m benchmarks --help`."""
