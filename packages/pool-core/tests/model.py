@@ -181,6 +181,8 @@ class World:
     def do_release(self, index: int, how: str) -> None:
         slot = self.gets.pop(index).answer
         slot.conn.broken = slot.conn.broken or how == "broken"
+        if slot not in self.state.slots:
+            return  # terminated by close()
         if self.state.give_back(slot, self.now, raised=how == "raised", discard=how == "discard"):
             if self.resets:
                 self.state.begin_reset(slot, self.now)
@@ -196,7 +198,9 @@ class World:
             self.state.detach(slot, self.now)
 
     def do_leak(self, index: int) -> None:
-        self.state.reclaim(self.gets.pop(index).answer, self.now)
+        slot = self.gets.pop(index).answer
+        if slot in self.state.slots:
+            self.state.reclaim(slot, self.now)
 
     def do_connect(self, index: int, how: str) -> None:
         approval: Approval[Conn] = list(self.state.approvals)[index]
@@ -318,10 +322,7 @@ class World:
             tuple(map(slot_print, state.resetting)),
             tuple(sorted(map(slot_print, set(state.slots) - {*state.fresh, *state.stale}), key=repr)),
             len(state.closing),
-            tuple(
-                (who(a.waiter), a.orphan, a.generation == state.generation, a.late)
-                for a in state.approvals
-            ),
+            tuple((who(a.waiter), a.orphan, a.generation == state.generation, a.late) for a in state.approvals),
             tuple((g.queued, g.cancelled, g.idle_only, str(type(g.answer))) for g in self.gets),
             (state.is_open, state.slow, state.floor, state._paused, min(state.failures, 1), self.now < state.retry_at),
             (state.max_size, state.min_idle, self.adds, state.last_error is None),

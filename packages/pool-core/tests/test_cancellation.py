@@ -140,7 +140,9 @@ def test_a_close_cancelled_anywhere_terminates_what_is_left(verb: str, outcome: 
     assert cancel_everywhere(scenario, modes=MODES) > 1
 
 
-@pytest.mark.parametrize("operation", ["release", "resize", "evict", "add", "detach", "discard", "try_get", "dedicated"])
+@pytest.mark.parametrize(
+    "operation", ["release", "resize", "evict", "add", "detach", "discard", "try_get", "dedicated"]
+)
 def test_operations_inside_a_cancelled_task_leave_the_books_balanced(operation: str) -> None:
     """Each between the suspension points of a task that is cancelled anywhere."""
 

@@ -61,7 +61,9 @@ class PoolHistory(RuleBasedStateMachine):
         if world.state.is_open:
             world.do(("close",))
         for _ in range(1000):
-            left = [op for op in world.operations() if op[0] not in ("die", "expire", "evict", "age", "later", "cancel")]
+            left = [
+                op for op in world.operations() if op[0] not in ("die", "expire", "evict", "age", "later", "cancel")
+            ]
             if not left:
                 break
             world.do(left[0])

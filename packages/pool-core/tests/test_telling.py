@@ -221,7 +221,7 @@ async def test_the_books_balance_after_a_random_storm_of_every_operation(seed: i
                 pool.resize(max_size=rng.randint(1, 6))
             elif act == 2 and (lease := await pool.try_get()) is not None:
                 counts["tried"] += 1
-                await manager.close(lease.detach())
+                manager.terminate(lease.detach())
             elif act == 3:
                 async with asyncio.timeout(0.5):
                     try:

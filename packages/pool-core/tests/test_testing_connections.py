@@ -215,8 +215,8 @@ async def test_the_first_dead_one_makes_the_unused_ones_suspect_without_a_storm(
     manager = ScriptedManager()
     async with Pool(manager, max_size=5, alive_bypass=100) as pool:
         await fill(pool, 5)
-        manager.connections[3].broken = True
-        manager.connections[1].broken = True
+        pool._state.fresh[-1].conn.broken = True
+        pool._state.fresh[1].conn.broken = True
         await hold(pool)
         closed(pool, broken=2)
         assert len(manager.calls("is_valid")) == 1

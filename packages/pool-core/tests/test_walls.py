@@ -46,12 +46,25 @@ def test_the_state_knows_no_loop_no_clock_no_chance_and_no_threads() -> None:
         "._events",
         "._statistics",
     }
-    assert "await" not in {type(node).__name__.lower() for node in ast.walk(ast.parse((SOURCE / "_state.py").read_text()))}
+    assert "await" not in {
+        type(node).__name__.lower() for node in ast.walk(ast.parse((SOURCE / "_state.py").read_text()))
+    }
 
 
 def test_arrows_point_down_only() -> None:
     """errors, events, statistics, config; state; tasks; lease; pool; face."""
-    order = ["_errors", "_events", "_statistics", "_manager", "_config", "_state", "_tasks", "_lease", "_registry", "_pool"]
+    order = [
+        "_errors",
+        "_events",
+        "_statistics",
+        "_manager",
+        "_config",
+        "_state",
+        "_tasks",
+        "_lease",
+        "_registry",
+        "_pool",
+    ]
     for position, module in enumerate(order):
         path = SOURCE / f"{module}.py"
         lower = {f".{name}" for name in order[:position]}

@@ -215,7 +215,7 @@ class PooledConnection(Generic[C]):
         how = "not acquired" if slot is _NEW else "released" if slot is _OVER else f"connection #{slot.id}"
         return f"<PooledConnection of {self._pool._tasks.label}: {how}>"
 
-    if not TYPE_CHECKING:  # type checkers find the mistake by themselves
+    if not TYPE_CHECKING:  # pragma: no branch - type checkers find the mistake by themselves
 
         def __getattr__(self, name: str) -> Any:
             msg = (

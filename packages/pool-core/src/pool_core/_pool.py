@@ -71,6 +71,7 @@ class Pool(Generic[C]):
         Raises:
             ValueError: no adapter claims the scheme, or two do; an option's value is not allowed.
             TypeError: an unknown ``pool_*`` key.
+            ImportError: the adapter that claims the scheme cannot be imported.
         """
         from ._registry import manager_and_options  # its imports cost more than the pool's own
 
@@ -250,7 +251,7 @@ def _after_fork_in_child() -> None:
         tasks.mark_forked()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 

@@ -320,8 +320,6 @@ class PoolState(Generic[C]):
 
     def deadlock(self) -> Waiter[C] | None:
         """Find the newest waiter that holds a connection, if every connection is held by a task that waits here."""
-        if not self.might_deadlock():
-            return None
         holding = {slot.holder for slot in self.slots}
         if any(slot.loose for slot in self.slots):
             return None
@@ -401,8 +399,6 @@ class PoolState(Generic[C]):
 
     def tested(self, slot: Slot[C], now: float, *, valid: bool, timed_out: bool = False) -> None:
         """End a test. A valid connection goes, without another test, to the waiter at the head."""
-        if slot not in self.validating:
-            return  # close() did not wait for it
         waiter = self._end_test(slot)
         if not valid:
             if timed_out and not slot.raised:
@@ -423,9 +419,7 @@ class PoolState(Generic[C]):
     # -- giving back
 
     def give_back(self, slot: Slot[C], now: float, *, raised: bool = False, discard: bool = False) -> bool:
-        """End a lease. True: the connection stays; wipe it and call ``restock``. False: it goes, or went already."""
-        if slot not in self.slots:
-            return False
+        """End a lease. True: the connection stays; wipe it and call ``restock``. False: it goes."""
         slot.holder = None
         if raised:
             slot.suspect = slot.raised = True
@@ -449,21 +443,17 @@ class PoolState(Generic[C]):
 
     def reset_done(self, slot: Slot[C], now: float, *, ok: bool, timed_out: bool = False) -> None:
         """End a reset. Whatever went wrong closes the connection."""
-        if slot not in self.resetting:
-            return
         self._end_reset(slot)
         if not ok:
             self._close(slot, CloseReason.RESET_FAILED, terminate=timed_out)
-            self._serve(now)
         elif self.is_broken(slot.conn):
             self._dead(slot, CloseReason.BROKEN, now)
-            self._serve(now)
         elif (reason := self._retired(slot, now)) is not None:
             self._close(slot, reason)
-            self._serve(now)
         else:
             self._last_reset = now - slot.since
-            self.restock(slot, now)
+            self._stock(slot, now)
+        self._serve(now)
 
     def reset_failed(self, slot: Slot[C], now: float) -> None:
         """The manager's ``reset`` raised before it gave anything to wait for."""
@@ -489,9 +479,8 @@ class PoolState(Generic[C]):
 
     def reclaim(self, slot: Slot[C], now: float) -> None:
         """A lease was garbage-collected: nobody can return its connection, and nobody knows what is going on in it."""
-        if slot in self.slots:
-            self._close(slot, CloseReason.LEAKED, terminate=True)
-            self._serve(now)
+        self._close(slot, CloseReason.LEAKED, terminate=True)
+        self._serve(now)
 
     def gone(self, slot: Slot[C], now: float) -> None:
         """A closing connection is closed, terminated or given up: its place is free."""
@@ -670,16 +659,9 @@ class PoolState(Generic[C]):
         return self.live - supply
 
     def _serve(self, now: float) -> None:
-        """Hand out what is idle, then start what would help those who still wait, then see to min_idle."""
-        if self.live:
-            while self.fresh and self.live:
-                slot = self.pop()
-                if self.is_broken(slot.conn):
-                    self._dead(slot, CloseReason.BROKEN, now)
-                elif not self._hand(slot, now):
-                    self.fresh.append(slot)
-            if self.live and self.is_open:
-                self._help(now)
+        """Start what would help those who wait (nothing fresh is idle then), and see to min_idle."""
+        if self.live and self.is_open:
+            self._help(now)
         if self.min_idle:
             self._top_up(now)
         self._settle(now)

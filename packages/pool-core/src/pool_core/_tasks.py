@@ -253,7 +253,7 @@ class PoolTasks(Generic[C]):
         """Raise ForkedPool in a child process: its parent owns the sockets."""
         if self.forked:
             msg = (
-                f"{self.label} was made before a fork, and its connections belong to the parent process: "
+                f"{self.label} was open before a fork, and its connections belong to the parent process: "
                 "make a pool of its own in each process"
             )
             raise ForkedPool(msg)
@@ -353,7 +353,7 @@ class PoolTasks(Generic[C]):
         if error is not None:
             if not isinstance(error, PoolClosed):
                 self._aborted = True
-                await self.close(self.config.close_timeout or 1.0)  # a failed open leaves nothing behind
+                await self.close(1.0)  # a failed open leaves nothing behind, and its caller has waited long enough
             raise error
 
     def _open_timed_out(self, limit: float) -> None:
@@ -754,8 +754,7 @@ class PoolTasks(Generic[C]):
             return
         if state.parked and state.fresh:
             state.wake(self.loop.time())
-            if self._beat is None:
-                self._beat = self.loop.call_later(self._period, self._on_beat, context=self._context)
+            self._beat = self.loop.call_later(self._period, self._on_beat, context=self._context)
         when = state.alarm()
         if when != inf and (self._alarm is None or when < self._alarm.when()):
             if self._alarm is not None:
@@ -898,9 +897,8 @@ class PoolTasks(Generic[C]):
 
     def mark_forked(self) -> None:
         """In the child of a fork: if the pool is open, it is the parent's."""
-        if self.life not in ("new", "closed"):
-            self.forked = True
-            self.state.slow = True
+        self.forked = self.life not in ("new", "closed")
+        self.state.slow = True
 
     # -- beside the pool
 

@@ -111,6 +111,31 @@ class ForgetsReturn(Base):
         assert await conn.ask("PING") == "PONG"
 
 
+class ForgetsTheConnection(Base):
+    async def connect(self) -> None:
+        (await super().connect()).transport.abort()
+
+
+class IsValidIsPlain(Base):
+    def is_valid(self, conn: Any) -> bool:
+        return not conn.lost.done()
+
+
+class HasBrokenForgetsReturn(Base):
+    def has_broken(self, conn: Any) -> None:
+        super().has_broken(conn)
+
+
+class ResetReturnsTrue(Base):
+    def reset(self, conn: Any) -> bool:
+        return True
+
+
+class ResetFails(Base):
+    def reset(self, conn: Any) -> Any:
+        raise NotImplementedError("some day")
+
+
 class SameConnectionTwice(Base):
     kept: Any = None
 
@@ -198,6 +223,31 @@ class BelievesTcp(Base):
     async def is_valid(self, conn: Any) -> bool:
         await self.hello(conn)
         return bool(await super().is_valid(conn))
+
+
+class RetriesForEver(Base):
+    async def connect(self) -> Any:
+        while True:
+            try:
+                return await super().connect()
+            except OSError:
+                await asyncio.sleep(0.05)
+
+
+class FailsByCancel(Base):
+    async def connect(self) -> Any:
+        try:
+            return await super().connect()
+        except OSError:
+            raise asyncio.CancelledError from None
+
+
+class FailsByExit(Base):
+    async def connect(self) -> Any:
+        try:
+            return await super().connect()
+        except OSError:
+            raise BaseExceptionGroup("no", [GeneratorExit("connect failed")]) from None
 
 
 class WrongPasswordMayHeal(Base):
@@ -388,7 +438,7 @@ class TerminateIsAwaited(Base):
 
 class TerminateBlocks(Base):
     def terminate(self, conn: Any) -> None:
-        time.sleep(0.15)
+        time.sleep(0.3)
         conn.transport.abort()
 
 
@@ -490,6 +540,27 @@ class OneProcessOnly(Base):
         return await super().connect()
 
 
+class ChildClosesTheParents(Base):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.process, self.mine = os.getpid(), []
+
+    async def connect(self) -> Any:
+        if os.getpid() != self.process:
+            for conn in self.mine:
+                conn.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        conn = await super().connect()
+        self.mine.append(conn)
+        return conn
+
+
+class NeverAnswersPing(Base):
+    async def is_valid(self, conn: Any) -> bool:
+        if conn.lost.done():
+            await asyncio.get_running_loop().create_future()
+        return bool(await super().is_valid(conn))
+
+
 async def _elsewhere(conn: Any) -> None:
     await conn.ask("USE elsewhere")
 
@@ -502,7 +573,7 @@ class Suspect(ManagerConformance[Any]):
     """The hooks, for whichever adapter is under suspicion."""
 
     Manager: Any = Base
-    patience = 0.6
+    patience = 0.8  # what is wrong is waited for so long
     secrets = ("swordfish", "herring")
     probes = (Probe("namespace", dirty=_elsewhere, look=_where),)
 
@@ -558,6 +629,11 @@ WRONG = [
     (ConnectsWhenMade, "protocol", "making a manager opened a connection"),
     (NeedsLoopWhenMade, "protocol", "making a manager without a running loop failed: RuntimeError: no running event"),
     (ForgetsReturn, "connect_and_use", "is_valid of a new connection is None instead of True.*a forgotten return"),
+    (ForgetsTheConnection, "connect_and_use", "connect returned None: return the connection"),
+    (IsValidIsPlain, "connect_and_use", "is_valid returned True instead of an awaitable: make it an async def"),
+    (HasBrokenForgetsReturn, "has_broken_is_quick", "has_broken returned None: return True or False"),
+    (ResetReturnsTrue, "connect_and_use", r"reset returned True: return None \(nothing to wipe\) or an awaitable"),
+    (ResetFails, "in_a_pool", "the pool reports an error after ordinary use: NotImplementedError: some day"),
     (SameConnectionTwice, "connect_and_use", "connect returned the same object twice"),
     (NewIsBroken, "connect_and_use", "has_broken of a new connection is True instead of False"),
     (CloseIsPlain, "connect_and_use", "close returned None instead of an awaitable"),
@@ -576,6 +652,10 @@ WRONG = [
         "connect failed since the server .* left something open: close the socket on any exception: 1 socket",
     ),
     (BelievesTcp, "connect_errors", "connect returned a connection .*: prove it with a round trip"),
+    (RetriesForEver, "connect_errors", r"connect did not fail in time \(the port is closed\)"),
+    (RetriesForEver, "bad_credentials", r"connect did not fail in time \(of a wrong password\)"),
+    (FailsByCancel, "connect_errors", "connect raised CancelledError though nobody had cancelled it"),
+    (FailsByExit, "connect_errors", "connect raised BaseExceptionGroup.* which is no Exception"),
     (WrongPasswordMayHeal, "bad_credentials", "a wrong password: is_transient.* is not False: retrying will not help"),
     (CanNotTell, "bad_credentials", "can not be told from a server that is down: add is_transient"),
     (LeaksOnCancel, "cancelled_connect", "connect was cancelled and left something open"),
@@ -589,10 +669,11 @@ WRONG = [
         "reset was cancelled, then the connection was closed, and its socket is still",
     ),
     (CloseSaysGoodbyeFirst, "cancelled_close", "close was cancelled, and without a terminate it kept the socket"),
-    (SlowHasBroken, "has_broken_is_quick", r"has_broken took 3\.\d ms: it must look at what the driver knows"),
+    (SlowHasBroken, "has_broken_is_quick", r"has_broken took \d+\.\d ms: it must look at what the driver knows"),
     (AsksQuietly, "has_broken_is_quick", "has_broken sent something to the server"),
-    (SeesNothing, "server_kill", "has_broken still says False 0.6 s after the server has dropped the connection"),
-    (SeesNothing, "network_drops", "has_broken still says False 0.6 s after the connection was reset"),
+    (SeesNothing, "server_kill", "has_broken still says False 0.8 s after the server has dropped the connection"),
+    (SeesNothing, "network_drops", "has_broken still says False 0.8 s after the connection was reset"),
+    (NeverAnswersPing, "server_kill", "is_valid did not return in time after the server has dropped the connection"),
     (Reconnects, "network_drops", "it has connected again behind the pool's back"),
     (LendsInterrupted, "interrupted_request", "after a request cancelled after .* does not find the connection clean"),
     (LendsUnread, "unread_data", "after an answer that was left unread .* does not find the connection clean"),
@@ -600,7 +681,7 @@ WRONG = [
     (KeepsState, "session_state", r"session state \(namespace\).*namespace: 'elsewhere' instead of 'main'"),
     (TerminateDoesNothing, "terminate", "terminate left the socket open"),
     (TerminateIsAwaited, "terminate", "terminate returned an awaitable: make it a plain def"),
-    (TerminateBlocks, "terminate", r"terminate took 0\.1\d s: it must not wait"),
+    (TerminateBlocks, "terminate", r"terminate took 0\.\d+ s: it must not wait"),
     (LendsTerminated, "terminate", "has_broken is not True after terminate"),
     (TerminateHangsBorrowers, "terminate", "hangs after terminate: the borrower must get an error"),
     (TerminateRaises, "terminate", "terminate raised RuntimeError.* in any state"),
@@ -612,6 +693,7 @@ WRONG = [
     (ShowsPasswordInErrors, "secrets", "a secret shows in the error when a wrong password"),
     (LogsPassword, "secrets", "a secret shows in the logs: .*<THE SECRET>"),
     (OneLoopForEver, "two_loops", "failed in the second event loop: .*not in __init__"),
+    (ChildClosesTheParents, "fork", "the parent's connection is broken after a forked child used the same manager"),
     (OneProcessOnly, "fork", "in a forked child connect, use and close failed: RuntimeError: made in another process"),
 ]
 
@@ -636,10 +718,50 @@ def test_a_wrong_adapter_is_caught_by_a_message_that_names_its_fault(
 @pytest.mark.parametrize("check", [name for name in dir(Suspect) if name.startswith("test_")])
 def test_the_same_adapter_without_the_fault_passes(check: str, server: Any) -> None:
     """What catches the wrong ones must not be the kit's own scaffolding."""
-    getattr(suspect(Base, server), check)()
+    conformance = suspect(Base, server)
+    conformance.patience = ManagerConformance.patience  # nobody waits for it
+    getattr(conformance, check)()
 
 
 def test_every_check_has_caught_something() -> None:
     """One wrong adapter at least for each question."""
     checks = {name.removeprefix("test_") for name in dir(Suspect) if name.startswith("test_")}
     assert checks == {check for _, check, _ in WRONG}
+
+
+async def _nothing(_self: Any, _conn: Any) -> None:
+    """A hook that does nothing."""
+
+
+@pytest.mark.parametrize(
+    ("hook", "check", "message"),
+    [
+        ("slow_request", "interrupted_request", "the hook slow_request returned at once"),
+        ("slow_request", "connections_are_independent", "the hook slow_request returned at once"),
+        ("begin", "open_transaction", r"in_transaction\(\) says False right after begin\(\)"),
+        (
+            "use",
+            "network_drops",
+            r"use\(\) raised nothing though its answer was cut off: the hook must check the answer",
+        ),
+        ("server_kill", "server_kill", "has_broken still says False 0.8 s after the server has dropped the connection"),
+    ],
+)
+def test_a_hook_that_does_nothing_is_found_out(hook: str, check: str, message: str, server: Any) -> None:
+    """A check must not pass because its author's hook is empty."""
+    lazy = type("Lazy", (Suspect,), {hook: _nothing})()
+    lazy.host, lazy.port = server.host, server.port
+    with pytest.raises(AssertionError, match=message):
+        getattr(lazy, f"test_{check}")()
+
+
+def test_begin_needs_in_transaction(server: Any) -> None:
+    """Without it nobody would see whether the transaction is gone."""
+
+    async def unknown(self: Any, conn: Any) -> bool:
+        return await ManagerConformance.in_transaction(self, conn)
+
+    half: Any = type("Half", (Suspect,), {"in_transaction": unknown})()
+    half.host, half.port = server.host, server.port
+    with pytest.raises(AssertionError, match=r"begin\(\) is given and in_transaction\(\) is not"):
+        half.test_open_transaction()

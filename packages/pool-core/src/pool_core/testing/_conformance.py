@@ -506,10 +506,7 @@ class ManagerConformance(Generic[C]):
             _fail("has_broken returned an awaitable: make it a plain def; a pool asks it on every release")
         if not isinstance(answer, bool):
             _fail(f"has_broken returned {answer!r}: return True or False")
-        began = time.perf_counter()
-        for _ in range(100):
-            manager.has_broken(conn)
-        each = (time.perf_counter() - began) / 100
+        each = min(_time(lambda: manager.has_broken(conn)) for _ in range(20))  # the least: the machine may be busy
         if each > 0.001:
             _fail(
                 f"has_broken took {each * 1000:.1f} ms: it must look at what the driver knows, without I/O (is_valid asks)"
@@ -632,7 +629,7 @@ class ManagerConformance(Generic[C]):
             _fail(
                 "terminate returned an awaitable: make it a plain def that drops the socket at once; nobody awaits it"
             )
-        if took > 0.1:
+        if took > 0.25:
             _fail(f"terminate took {took:.2f} s: it must not wait for anything (transport.abort(), not close())")
         await lab.released("terminate left the socket open: abort the transport, say no goodbye to the server")
         lab.terminate(manager, conn)  # of a connection that is gone already
@@ -1122,6 +1119,13 @@ def _local_port(number: int) -> int | None:
     with socket.socket(fileno=os.dup(number)) as sock:
         name = sock.getsockname()
         return name[1] if isinstance(name, tuple) else None
+
+
+def _time(function: Callable[[], object], times: int = 5) -> float:
+    began = time.perf_counter()
+    for _ in range(times):
+        function()
+    return (time.perf_counter() - began) / times
 
 
 def _close_awaitable(awaitable: object) -> None:
