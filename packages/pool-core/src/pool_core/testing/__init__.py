@@ -1,4 +1,14 @@
-"""Tools for testing the pool, adapters, and programs that use them."""
+"""Tools for testing the pool, adapters, and programs that use them; they need pool-core and nothing else.
+
+- :func:`run`, :func:`settle`, :class:`VirtualTimeLoop`: programs on virtual time, where ``sleep(1800)`` is instant, a
+  deadlock is an error that names the tasks, and what a program leaves behind is one too.
+- :class:`ScriptedManager`, :class:`ScriptedCustomizer` and their outcomes (:data:`OK`, :data:`NEVER`, :class:`Delay`,
+  :class:`Steps`, :class:`SwallowCancel`, :class:`Gate`): a manager whose every call can go wrong.
+  :class:`FakeManager`: one that costs next to nothing.
+- :func:`cancel_everywhere`, :func:`acancel_everywhere`, :class:`Injector`: a cancel at every place where it can arrive.
+- :class:`FaultProxy`: a TCP proxy that freezes, resets, refuses, trickles and cuts.
+- :class:`ManagerConformance`, :class:`Probe`: every question that an adapter must answer, asked with its real server.
+"""
 
 from __future__ import annotations
 

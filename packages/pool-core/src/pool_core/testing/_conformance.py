@@ -237,8 +237,8 @@ class ManagerConformance(Generic[C]):
     skips: ClassVar[Mapping[str, str]] = {}
     probes: Sequence[Probe[C]] = ()
     secrets: Sequence[str] = ()
-    patience: ClassVar[float] = 5.0
-    time_limit: ClassVar[float] = 55.0
+    patience: float = 5.0
+    time_limit: float = 55.0
 
     # ------------------------------------------------------------------ hooks
 
