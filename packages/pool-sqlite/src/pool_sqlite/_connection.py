@@ -104,15 +104,19 @@ _VERB = re.compile(
 
 
 class _Job:
-    """One call in the connection's thread, whose outcome goes to the loop that asked, if that still exists."""
+    """One call in the connection's thread, whose outcome goes to the loop that asked, if that still exists.
 
-    __slots__ = ("_function", "_loop", "_owner", "finished", "future", "started")
+    Whatever it refers to it lets go as soon as it can: the thread keeps its last job while it waits for another one,
+    and a cursor is half-read for as long as anybody refers to it.
+    """
 
-    def __init__(self, owner: WatchedConnection, function: Callable[[], Any]) -> None:
-        self._owner = owner
-        self._function = function
-        self._loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self._loop.create_future()
+    __slots__ = ("_function", "_future", "_outcome", "_owner", "finished", "started")
+
+    def __init__(self, owner: WatchedConnection, function: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+        self._owner: WatchedConnection | None = owner
+        self._function: Callable[[], Any] | None = function
+        self._future: asyncio.Future[Any] | None = future
+        self._outcome: tuple[bool, Any] | None = None
         self.started = False
         self.finished = False
 
@@ -120,34 +124,66 @@ class _Job:
         # `started` is set before `cancelled` is read, and the loop reads it after the cancel: so a cancelled job that
         # looks unstarted to the loop is never begun. aiosqlite itself would still run it, unobserved.
         self.started = True
-        if self.future.cancelled():
-            return
+        future = self._future
+        assert future is not None
         try:
-            if self._owner.terminated:
-                msg = "the connection was terminated"
-                raise sqlite3.ProgrammingError(msg)  # one way out for all failures
-            result = self._function()
+            if not future.cancelled():
+                self._outcome = (True, self._run())
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for this job
-            self.finished = True
-            self._tell(_set_exception, error)
-        else:
-            self.finished = True
-            self._tell(_set_result, result)
-
-    def _tell(self, function: Callable[[asyncio.Future[Any], Any], None], outcome: object) -> None:
+            self._outcome = (False, error)
+        self._owner = self._function = None
+        self.finished = True
         # A closed loop has nobody waiting; aiosqlite's thread would die of this RuntimeError, the database still open.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, self.future, outcome)
+        try:
+            future.get_loop().call_soon_threadsafe(self._deliver)
+        except RuntimeError:
+            self._future = self._outcome = None
+
+    def _run(self) -> Any:
+        assert self._owner is not None
+        assert self._function is not None
+        if self._owner.terminated:
+            msg = "the connection was terminated"
+            raise sqlite3.ProgrammingError(msg)
+        return self._function()
+
+    def _deliver(self) -> None:
+        future, outcome = self._future, self._outcome
+        self._future = self._outcome = None
+        if future is None or future.done() or outcome is None:
+            return
+        succeeded, result = outcome
+        if succeeded:
+            future.set_result(result)
+        else:
+            future.set_exception(result)
 
 
-def _set_result(future: asyncio.Future[Any], result: object) -> None:
-    if not future.done():
-        future.set_result(result)
+class _Watch:
+    """SQLite's authorizer, called while a statement is prepared. It refers to no connection, so makes no cycle."""
+
+    __slots__ = ("_test", "borrowers", "noticed")
+
+    def __init__(self, *, test_transaction: bool) -> None:
+        self._test = test_transaction
+        self.noticed = False
+        self.borrowers: Callable[..., int] | None = None
+
+    def __call__(self, action: int, first: Any, second: Any, database: Any, source: Any) -> int:
+        if action in _NOTED_ACTIONS or (
+            action == sqlite3.SQLITE_PRAGMA and second is not None and first.lower() in _NOTED_PRAGMAS
+        ):
+            self.noticed = True
+        if self._test and action == sqlite3.SQLITE_TRANSACTION:
+            return sqlite3.SQLITE_DENY  # whatever way it came: nothing ends the test transaction
+        if self.borrowers is not None:
+            return self.borrowers(action, first, second, database, source)
+        return sqlite3.SQLITE_OK
 
 
-def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
+def _set_up(reference: weakref.ref[WatchedConnection], _task: asyncio.Task[Any]) -> None:
+    if (connection := reference()) is not None:
+        connection.set_up()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +217,6 @@ class WatchedConnection(aiosqlite.Connection):
         unfinished: Calls under way, and for ever one more after a call was cancelled that its thread had begun.
         terminated: No further call is begun.
         watched: This class sees what is executed.
-        noticed: Something happened that may have changed the session.
         begun: In a test transaction: the borrower said BEGIN, and neither COMMIT nor ROLLBACK since.
         particular: An open transaction, or none, may cost the connection: ask `misplaced`.
     """
@@ -194,8 +229,7 @@ class WatchedConnection(aiosqlite.Connection):
         test_transaction: bool,
         refuse_open: bool,
     ) -> None:
-        super().__init__(self._open, iter_chunk_size)
-        self._opener = opener
+        super().__init__(opener, iter_chunk_size)
         self._raw: sqlite3.Connection | None = None
         self._test = test_transaction
         self._refuse_open = refuse_open
@@ -203,15 +237,15 @@ class WatchedConnection(aiosqlite.Connection):
         self.unfinished = 0
         self.terminated = False
         self.watched = False
-        self.noticed = False
+        self._watch = _Watch(test_transaction=test_transaction)
         self.begun = False
         self._cursors: set[weakref.ref[sqlite3.Cursor]] = set()  # a WeakSet's len() costs more than all of needs_wipe
         self._hooks: dict[tuple[Any, ...], tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        self._authorizer: Callable[..., int] | None = None
         # The session to go back to: as opened; and as a customizer has set it up, if it did (see `await_setup`).
         self._fresh: _Session | None = None
         self._fresh_attributes: tuple[Any, ...] = ()
         self._opening_task: asyncio.Task[Any] | None = None
+        self._on_setup = partial(_set_up, weakref.ref(self))
         self._setup: _Session | None = None
         self._setup_attributes: tuple[Any, ...] = ()
         self._autocommit: Any = None
@@ -221,10 +255,10 @@ class WatchedConnection(aiosqlite.Connection):
 
     async def _connect(self) -> WatchedConnection:
         """Open the database. Whatever cuts this off, the thread closes what it opened, and ends."""
-        job = _Job(self, self._open)
+        future = asyncio.get_running_loop().create_future()
+        self._tx.put_nowait((None, _Job(self, self._open, future)))
         try:
-            self._tx.put_nowait((None, job))
-            self._connection = await job.future
+            self._connection = await future
         except BaseException:
             self.terminate()
             raise
@@ -239,11 +273,12 @@ class WatchedConnection(aiosqlite.Connection):
         if self._opening_task is not None and asyncio.current_task() is not self._opening_task:
             self._no_setup()
         name = getattr(fn, "__name__", "")
-        job = _Job(self, partial(self._call, name, fn, args, kwargs))
+        future = asyncio.get_running_loop().create_future()
+        job = _Job(self, partial(self._call, name, fn, args, kwargs), future)
         self.unfinished += 1
         self._tx.put_nowait((None, job))
         try:
-            result = await job.future
+            result = await future
         except BaseException:
             if job.started and not job.finished:
                 # Nobody waits for this call any more, but SQLite is at it: stop it, and never trust this connection
@@ -262,15 +297,15 @@ class WatchedConnection(aiosqlite.Connection):
             self._setup_wanted = False
             self._setup = self._read()  # the first call after it was set up: nothing has been changed since
         if name in _HOOKS:
-            self.noticed = True
+            self._watch.noticed = True
             result = fn(*args, **kwargs)
             key = (name, *args[:2]) if _HOOKS[name] is None else (name,)
             self._hooks[key] = (args, kwargs)
             return result
         if name == "set_authorizer":
-            self.noticed = True
-            self._authorizer = args[0]
-            return fn(self._notice)
+            self._watch.noticed = True
+            self._watch.borrowers = args[0]
+            return fn(self._watch)
         if self._test:
             return self._within_test(name, fn, args, kwargs)
         return fn(*args, **kwargs)
@@ -307,7 +342,7 @@ class WatchedConnection(aiosqlite.Connection):
                 self._raw.close()
         if future is not None:
             with suppress(RuntimeError):
-                future.get_loop().call_soon_threadsafe(_set_result, future, None)
+                future.get_loop().call_soon_threadsafe(_ended, future)
         return _STOP_RUNNING_SENTINEL
 
     def terminate(self) -> None:
@@ -330,17 +365,18 @@ class WatchedConnection(aiosqlite.Connection):
         """
         self._opening_task = asyncio.current_task()
         if self._opening_task is not None:
-            self._opening_task.add_done_callback(self._set_up)
+            self._opening_task.add_done_callback(self._on_setup)
 
-    def _set_up(self, _task: asyncio.Task[Any]) -> None:
+    def set_up(self) -> None:
+        """Take the session as it is now for what every borrower gets."""
         if self._opening_task is not None and self._connection is not None:
             self._opening_task = None
             self._setup_attributes = self._attributes()
-            self._setup_wanted, self.noticed = self.noticed, False
+            self._setup_wanted, self._watch.noticed = self._watch.noticed, False
 
     def _no_setup(self) -> None:
         if self._opening_task is not None:
-            self._opening_task.remove_done_callback(self._set_up)
+            self._opening_task.remove_done_callback(self._on_setup)
             self._opening_task = None
 
     def misplaced(self) -> bool:
@@ -363,7 +399,9 @@ class WatchedConnection(aiosqlite.Connection):
             raw.text_factory = text_factory
         if self._test:
             return self.begun or bool(self._cursors)
-        return raw.in_transaction or self.noticed or bool(self._cursors) or raw.isolation_level != isolation_level
+        return (
+            raw.in_transaction or self._watch.noticed or bool(self._cursors) or raw.isolation_level != isolation_level
+        )
 
     async def wipe(self) -> None:
         """Go back to the session that was first handed out, proven by reading it again.
@@ -379,7 +417,8 @@ class WatchedConnection(aiosqlite.Connection):
         return raw.row_factory, raw.text_factory, raw.isolation_level
 
     def _open(self) -> sqlite3.Connection:
-        raw = self._raw = self._opener()
+        raw: sqlite3.Connection = self._connector()
+        self._raw = raw
         if self._test:
             raw.execute("BEGIN")
             raw.execute(f"SAVEPOINT {_SAVEPOINT}")
@@ -404,7 +443,7 @@ class WatchedConnection(aiosqlite.Connection):
             if raw.in_transaction and raw.autocommit is True:
                 raw.execute("ROLLBACK")  # there sqlite3's rollback() does nothing
             raw.autocommit = True  # most PRAGMAs do nothing within a transaction
-        if self.noticed:
+        if self._watch.noticed:
             self._restore()
         if _HAS_AUTOCOMMIT and raw.autocommit != self._autocommit:
             raw.autocommit = self._autocommit
@@ -415,7 +454,7 @@ class WatchedConnection(aiosqlite.Connection):
         raw, wanted = self._raw, self._setup or self._fresh
         assert raw is not None
         assert wanted is not None
-        self._authorizer = wanted.authorizer
+        self._watch.borrowers = wanted.authorizer
         for key in [key for key, hook in self._hooks.items() if hook != wanted.hooks.get(key)]:
             args, kwargs = wanted.hooks.get(key) or (_cleared(key[0]), {})
             getattr(raw, key[0])(*args, **kwargs)
@@ -437,18 +476,19 @@ class WatchedConnection(aiosqlite.Connection):
         if left := wanted.differences(self._read()):
             msg = f"the borrower's changes cannot be undone, the connection is closed: {', '.join(left)}"
             raise sqlite3.ProgrammingError(msg)
-        self.noticed = False
+        self._watch.noticed = False
 
     def _read(self) -> _Session:
         """Read the session's state, past whatever the borrower hung on the connection."""
         raw = self._raw
         assert raw is not None
-        noticed, authorizer, text_factory = self.noticed, self._authorizer, raw.text_factory
-        self._authorizer, raw.text_factory = None, str
+        watch, text_factory = self._watch, raw.text_factory
+        noticed, authorizer = watch.noticed, watch.borrowers
+        watch.borrowers, raw.text_factory = None, str
         try:
             # Setting it makes SQLite compile every cached statement anew. Some PRAGMAs act, and read, when they are
             # compiled: run from sqlite3's statement cache they would do nothing and tell an old value.
-            raw.set_authorizer(self._notice)
+            raw.set_authorizer(watch)
             pragmas = {name: _value(raw, f"PRAGMA {name}") for name in SESSION_PRAGMAS}
             pragmas["case_sensitive_like"] = _value(raw, "SELECT 'a' NOT LIKE 'A'")
             return _Session(
@@ -463,19 +503,7 @@ class WatchedConnection(aiosqlite.Connection):
                 authorizer=authorizer,
             )
         finally:
-            self.noticed, self._authorizer, raw.text_factory = noticed, authorizer, text_factory
-
-    def _notice(self, action: int, first: Any, second: Any, database: Any, source: Any) -> int:
-        """SQLite's authorizer: called while a statement is prepared."""
-        if action in _NOTED_ACTIONS or (
-            action == sqlite3.SQLITE_PRAGMA and second is not None and first.lower() in _NOTED_PRAGMAS
-        ):
-            self.noticed = True
-        if self._test and action == sqlite3.SQLITE_TRANSACTION:
-            return sqlite3.SQLITE_DENY  # whatever way it came: nothing ends the test transaction
-        if self._authorizer is not None:
-            return self._authorizer(action, first, second, database, source)
-        return sqlite3.SQLITE_OK
+            watch.noticed, watch.borrowers, raw.text_factory = noticed, authorizer, text_factory
 
     # --- the test transaction -----------------------------------------------------------------------------------------
 
@@ -509,6 +537,11 @@ class WatchedConnection(aiosqlite.Connection):
             return execute(f"ROLLBACK TO {_SAVEPOINT}", ())
         execute(f"RELEASE {_SAVEPOINT}", ())
         return execute(f"SAVEPOINT {_SAVEPOINT}", ())
+
+
+def _ended(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _verb(statement: object) -> Literal["BEGIN", "COMMIT", "ROLLBACK"] | None:

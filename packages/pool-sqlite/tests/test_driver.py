@@ -1,0 +1,352 @@
+"""What aiosqlite really does, and what becomes of it here: cancelled calls, the end of a connection, errors."""
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import pytest
+from pool_sqlite import SqliteConnectionManager
+
+
+@pytest.mark.cancellation
+def test_a_cancelled_query_is_interrupted_and_costs_the_connection(db: Any) -> None:
+    """aiosqlite lets it run on: the next call waited for seconds, and an interrupt may strike later statements."""
+
+    async def look() -> None:
+        async with db.connection() as (manager, conn):
+            task = await db.under_way(conn)
+            assert manager.has_broken(conn)  # its thread is at work: nobody else can use it
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert manager.has_broken(conn)
+            began = time.perf_counter()
+            assert await db.ask(conn, "SELECT 1") == [(1,)]  # so the borrower may still clean up
+            assert time.perf_counter() - began < 2
+            assert manager.has_broken(conn)
+
+    asyncio.run(look())
+
+
+@pytest.mark.cancellation
+def test_a_query_ended_by_a_timeout_costs_the_connection(db: Any) -> None:
+    """asyncio.timeout turns the cancel into a TimeoutError: the connection must know of it all the same."""
+
+    async def look() -> None:
+        async with db.connection() as (manager, conn):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await conn.execute(db.slow)
+            assert manager.has_broken(conn)
+
+    asyncio.run(look())
+
+
+@pytest.mark.cancellation
+def test_a_call_cancelled_in_the_queue_is_never_begun(db: Any) -> None:
+    """aiosqlite would run it, unobserved: the insert of a request that gave up. Here it costs nothing, either."""
+
+    async def look() -> None:
+        async with db.connection(isolation_level=None) as (manager, conn):
+            free = threading.Event()
+            await conn.create_function("wait", 0, lambda: free.wait(5))
+            busy = asyncio.ensure_future(conn.execute_fetchall("SELECT wait()"))
+            late = asyncio.ensure_future(conn.execute("INSERT INTO things VALUES ('late')"))
+            await asyncio.sleep(0)
+            late.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await late
+            free.set()
+            assert await busy == [(1,)]
+            assert await db.ask(conn, "SELECT name FROM things") == [("first",)]
+            assert not manager.has_broken(conn)
+
+    asyncio.run(look())
+
+
+@pytest.mark.cancellation
+def test_a_cancel_in_the_tick_of_success_costs_nothing(db: Any) -> None:
+    """The statement has ended: what is known to be clean is kept."""
+
+    async def look() -> None:
+        async with db.connection() as (manager, conn):
+            task = asyncio.ensure_future(conn.execute("SELECT 1"))
+            await asyncio.sleep(0)
+            ended = threading.Event()
+            conn._tx.put_nowait((None, ended.set))  # behind the statement, in the same queue
+            ended.wait(5)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not manager.has_broken(conn)
+
+    asyncio.run(look())
+
+
+def test_a_lease_returned_while_a_query_runs_is_broken(db: Any) -> None:
+    """A forgotten task must not share a connection with the next borrower."""
+
+    async def look() -> None:
+        async with db.connection() as (manager, conn):
+            task = await db.under_way(conn)
+            assert manager.has_broken(conn)
+            await conn.interrupt()
+            with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+                await task
+            assert not manager.has_broken(conn)
+
+    asyncio.run(look())
+
+
+def test_a_closed_connection_is_broken(db: Any) -> None:
+    """After close aiosqlite's in_transaction raises ValueError: has_broken must not get that far."""
+
+    async def look() -> None:
+        for options in ({}, {"open_transaction": "close"}, {"test_transaction": True}):
+            async with db.connection(**options) as (manager, conn):
+                assert not manager.has_broken(conn)
+                await conn.close()
+                assert manager.has_broken(conn)
+                with pytest.raises(ValueError, match="no active connection"):
+                    _ = conn.in_transaction
+                with pytest.raises(ValueError, match="Connection closed"):
+                    await manager.is_valid(conn)
+                await manager.close(conn)  # once more does no harm
+
+    asyncio.run(look())
+
+
+def test_terminate_ends_a_running_query_and_the_thread(db: Any) -> None:
+    """A lease dropped by the garbage collector, a close that takes too long: nothing may be left running."""
+
+    async def look() -> None:
+        threads = threading.active_count()
+        async with db.connection() as (manager, conn):
+            task = await db.under_way(conn)
+            queued = asyncio.ensure_future(conn.execute("INSERT INTO things VALUES ('late')"))
+            await asyncio.sleep(0)
+            manager.terminate(conn)
+            manager.terminate(conn)
+            assert manager.has_broken(conn)
+            with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+                await task
+            with pytest.raises(sqlite3.ProgrammingError, match="terminated"):
+                await queued
+            await manager.close(conn)
+        while threading.active_count() > threads + 1:  # to_thread has one, too
+            await asyncio.sleep(0.001)
+        assert db.admin("SELECT name FROM things") == [("first",)]
+
+    asyncio.run(look())
+
+
+def test_terminate_rolls_back(db: Any) -> None:
+    """Whoever loses its connection loses its transaction, and no lock stays behind."""
+
+    async def look() -> None:
+        async with db.connection() as (manager, conn):
+            await conn.execute("INSERT INTO things VALUES ('lost')")
+            manager.terminate(conn)
+        db.admin("INSERT INTO things VALUES ('next')", timeout=5)
+        assert db.admin("SELECT name FROM things") == [("first",), ("next",)]
+
+    asyncio.run(look())
+
+
+def test_a_loop_that_is_closed_kills_no_thread(db: Any) -> None:
+    """aiosqlite's thread reports to the closed loop, dies of it with a traceback, and the database stays open."""
+
+    async def begin() -> Any:
+        conn = await manager.connect()
+        task = await db.under_way(conn)
+        asyncio.get_running_loop().call_later(0, task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        conn._tx.put_nowait((None, lambda: time.sleep(0.02)))
+        asyncio.ensure_future(conn.execute("SELECT 1")).add_done_callback(lambda done: done.cancelled())
+        await asyncio.sleep(0)
+        return conn
+
+    manager = db.manager()
+    conn = asyncio.run(begin())
+    manager.terminate(conn)  # threads that died of an exception, or stayed, fail this test
+
+
+@pytest.mark.cancellation
+def test_a_cancelled_connect_leaves_nothing_open(db: Any) -> None:
+    """aiosqlite drops the connection that the thread still opens; from 3.13 on that is a ResourceWarning, too."""
+    reached, go, closed = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(sqlite3.Connection):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            reached.set()
+            go.wait(5)
+            super().__init__(*args, **kwargs)
+
+        def close(self) -> None:
+            super().close()
+            closed.set()
+
+    async def look() -> None:
+        task = asyncio.ensure_future(db.manager(factory=Slow).connect())
+        await asyncio.to_thread(reached.wait, 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go.set()
+
+    asyncio.run(look())
+    assert closed.wait(5)
+
+
+def test_a_clean_lease_makes_no_call(db: Any) -> None:
+    """has_broken and reset of a clean connection do not go to the thread at all."""
+
+    async def look() -> None:
+        async with db.connection() as (manager, conn):
+            await conn.execute("INSERT INTO things VALUES ('second')")
+            await conn.commit()
+            assert await db.ask(conn, "SELECT count(*) FROM things") == [(2,)]
+            async with conn.execute("SELECT name FROM things") as cursor:
+                assert [row async for row in cursor] == [("first",), ("second",)]
+            cursor = await conn.execute("SELECT name FROM things")
+            assert len(list(await cursor.fetchall())) == 2
+            assert not manager.has_broken(conn)
+            assert manager.reset(conn) is None
+            assert conn._tx.qsize() == 0
+
+    asyncio.run(look())
+
+
+def test_a_connection_of_somebody_elses_is_broken(db: Any) -> None:
+    """Pool.add of a plain aiosqlite connection: nobody knows what happened to it, so it is not lent."""
+
+    async def look() -> None:
+        manager = db.manager()
+        async with aiosqlite.connect(db.path) as conn:
+            assert manager.has_broken(conn)
+            with pytest.raises(sqlite3.NotSupportedError, match="not opened by"):
+                await manager.reset(conn)
+            manager.terminate(conn)
+
+    asyncio.run(look())
+
+
+def test_a_release_of_the_driver_that_hides_its_calls_lends_no_connection_twice(
+    db: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be known counts as broken: the pool closes each connection instead of lending it again."""
+
+    async def unseen(self: Any, fn: Any, *args: Any) -> Any:
+        return fn(*args)
+
+    async def look() -> None:
+        manager = db.manager(check_same_thread=False)
+        with monkeypatch.context() as patch:
+            patch.setattr("pool_sqlite._connection.WatchedConnection._execute", unseen)
+            conn = await manager.connect()
+        with pytest.raises(sqlite3.NotSupportedError, match="release of aiosqlite"):
+            await manager.reset(conn)
+        manager.terminate(conn)
+
+    asyncio.run(look())
+
+
+def connect_error(manager: SqliteConnectionManager) -> Exception:
+    """What connecting raises."""
+
+    async def attempt() -> Exception:
+        try:
+            conn = await manager.connect()
+        except Exception as error:  # noqa: BLE001
+            return error
+        manager.terminate(conn)
+        pytest.fail("it connected")
+
+    return asyncio.run(attempt())
+
+
+def test_a_locked_database_is_transient(db: Any) -> None:
+    """Somebody else's transaction ends: connecting again is worth it."""
+    with contextlib.closing(sqlite3.connect(db.path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        error = connect_error(db.manager(busy_timeout=0))
+    assert isinstance(error, sqlite3.OperationalError)
+    assert "locked" in str(error)
+    assert db.manager().is_transient(error)
+    assert db.manager().is_transient(sqlite3.OperationalError("database table is locked"))  # without a code
+
+
+def test_what_cannot_be_opened_is_not_transient(db: Any, tmp_path: Path) -> None:
+    """A missing folder, a file that is no database: waiting heals neither, and open() must say so at once."""
+    (tmp_path / "garbage").write_bytes(b"no database" * 1000)
+    for database, text in (
+        (tmp_path / "nowhere" / "app.db", "unable to open database file"),
+        (tmp_path, "unable to open database file"),
+        (tmp_path / "garbage", "file is not a database"),
+        (f"sqlite:///{tmp_path}/missing.db?mode=ro", "unable to open database file"),
+    ):
+        manager = SqliteConnectionManager(database)
+        error = connect_error(manager)
+        assert isinstance(error, sqlite3.DatabaseError)
+        assert text in str(error)
+        assert not manager.is_transient(error)
+    assert not (tmp_path / "missing.db").exists()
+
+
+def test_other_errors_are_judged_by_what_they_are(db: Any) -> None:
+    """A hook's own network error may heal; a wrong argument does not."""
+    manager = db.manager()
+    assert manager.is_transient(TimeoutError())
+    assert manager.is_transient(ConnectionResetError())
+    assert not manager.is_transient(TypeError())
+    assert not manager.is_transient(sqlite3.OperationalError("no such table: x"))
+
+
+def test_wal_that_the_database_refuses_is_an_error(db: Any, tmp_path: Path) -> None:
+    """Half a promise is worse than an error: readers would block the writer after all."""
+    error = connect_error(SqliteConnectionManager(f"file:{tmp_path}/app.db?vfs=unix-none", wal=True))
+    assert isinstance(error, sqlite3.NotSupportedError)
+    assert "wal=True" in str(error)
+
+
+def test_is_valid_makes_a_round_trip(db: Any) -> None:
+    """And says exactly True, also under a row factory of the borrower's."""
+
+    async def look() -> None:
+        async with db.connection() as (manager, conn):
+            assert await manager.is_valid(conn) is True
+            conn.row_factory = aiosqlite.Row
+            assert await manager.is_valid(conn) is True
+
+    asyncio.run(look())
+
+
+def test_a_connection_that_is_dropped_unclosed_warns_and_ends(db: Any) -> None:
+    """Only the garbage collector is left to notice it: the thread must go all the same."""
+
+    async def drop() -> None:
+        conn = await db.manager().connect()
+        with pytest.warns(ResourceWarning, match="was deleted before being closed"):
+            del conn
+
+    asyncio.run(drop())
+
+
+def test_the_driver_logs_no_more_than_before(db: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Ordinary life is silent."""
+    caplog.set_level(logging.INFO)
+
+    async def look() -> None:
+        async with db.connection() as (manager, conn):
+            await conn.execute("SELECT 1")
+            await manager.close(conn)
+
+    asyncio.run(look())
+    assert caplog.records == []

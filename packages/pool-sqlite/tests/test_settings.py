@@ -1,0 +1,245 @@
+"""What a manager is given: which database that names, what is refused, and what is never shown."""
+
+import asyncio
+import os
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pool_sqlite import SqliteConnectionManager
+
+
+def file_of(manager: SqliteConnectionManager) -> str:
+    """The main database's file, as SQLite itself says it."""
+
+    async def ask() -> str:
+        conn = await manager.connect()
+        rows = list(await conn.execute_fetchall("PRAGMA database_list"))
+        await manager.close(conn)
+        return str(rows[0][2])
+
+    return asyncio.run(ask())
+
+
+def pragma(manager: SqliteConnectionManager, name: str) -> Any:
+    """A PRAGMA's value on a new connection."""
+
+    async def ask() -> Any:
+        conn = await manager.connect()
+        ((value,),) = await conn.execute_fetchall(f"PRAGMA {name}")
+        await manager.close(conn)
+        return value
+
+    return asyncio.run(ask())
+
+
+def test_a_path_a_pathlike_and_urls_name_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way to write a file means that file, and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    wanted = str(tmp_path / "a b.db")
+    for database in (
+        "a b.db",
+        Path("a b.db"),
+        wanted,
+        "sqlite:///a b.db",
+        "sqlite:///a%20b.db",
+        f"sqlite:///{tmp_path}/a b.db",
+        f"sqlite+aiosqlite:///{tmp_path}/a b.db",
+        f"file:{tmp_path}/a%20b.db",
+        f"sqlite:///{tmp_path}/a b.db?mode=rwc",
+    ):
+        assert file_of(SqliteConnectionManager(database)) == wanted, database
+    assert os.listdir() == ["a b.db"]
+
+
+def test_a_path_is_taken_as_it_is_written(tmp_path: Path) -> None:
+    """Percent and question marks belong to a path's name: only URLs are decoded."""
+    name = str(tmp_path / "100%25?mode=ro#1.db")
+    assert file_of(SqliteConnectionManager(name)) == name
+
+
+def test_a_later_chdir_opens_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool connects again after an hour, wherever the program stands by then."""
+    monkeypatch.chdir(tmp_path)
+    manager = SqliteConnectionManager("app.db")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert file_of(manager) == str(tmp_path / "app.db")
+
+
+def test_making_a_manager_touches_no_file(tmp_path: Path) -> None:
+    """A pool is made without I/O, often at import."""
+    SqliteConnectionManager(tmp_path / "nowhere" / "app.db", wal=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "value"),
+    [
+        ({"wal": True}, "journal_mode", "wal"),
+        ({}, "journal_mode", "delete"),
+        ({"busy_timeout": 1234}, "busy_timeout", 1234),
+        ({"timeout": 1.5}, "busy_timeout", 1500),
+        ({}, "busy_timeout", 5000),
+        ({"foreign_keys": True}, "foreign_keys", 1),
+        ({"foreign_keys": False}, "foreign_keys", 0),
+    ],
+)
+def test_options_reach_sqlite(tmp_path: Path, options: dict[str, Any], name: str, value: object) -> None:
+    """Every option does what it says."""
+    assert pragma(SqliteConnectionManager(tmp_path / "app.db", **options), name) == value
+
+
+def test_a_url_may_carry_options_and_keywords_win(tmp_path: Path) -> None:
+    """Pool.from_url has only the URL to configure a manager with."""
+    url = f"sqlite:///{tmp_path}/app.db?wal=true&busy_timeout=77&foreign_keys=on"
+    assert pragma(SqliteConnectionManager(url), "journal_mode") == "wal"
+    assert pragma(SqliteConnectionManager(url), "busy_timeout") == 77
+    assert pragma(SqliteConnectionManager(url), "foreign_keys") == 1
+    assert pragma(SqliteConnectionManager(url, foreign_keys=False), "foreign_keys") == 0
+    assert pragma(SqliteConnectionManager(f"sqlite:///{tmp_path}/app.db?timeout=0.25"), "busy_timeout") == 250
+
+
+def test_the_drivers_own_options_are_passed_on(tmp_path: Path) -> None:
+    """Settings go to the driver as they are."""
+
+    class Own(sqlite3.Connection):
+        pass
+
+    async def look() -> None:
+        manager = SqliteConnectionManager(
+            tmp_path / "app.db",
+            isolation_level=None,
+            detect_types=sqlite3.PARSE_DECLTYPES,
+            factory=Own,
+            iter_chunk_size=3,
+            cached_statements=0,
+        )
+        conn = await manager.connect()
+        assert conn.isolation_level is None
+        assert isinstance(conn._conn, Own)
+        await conn.execute("CREATE TABLE days (day DATE)")
+        async with conn.execute("SELECT 1") as cursor:
+            assert cursor.iter_chunk_size == 3
+        await manager.close(conn)
+
+    asyncio.run(look())
+
+
+@pytest.mark.parametrize(
+    ("database", "text"),
+    [
+        ("", "database is empty: name a file"),
+        ("a\0b", "NUL"),
+        ("sqlite:///", "empty path"),
+        ("sqlite://host/app.db", "no host and no user"),
+        ("sqlite://me:canary@host/app.db", "no host and no user"),
+        ("sqlite:app.db", "must begin with 'sqlite://'"),
+        ("postgresql://me:canary@host/db", "scheme 'postgresql'"),
+        ("sqlite:///app.db?canary_wall=1", "'canary_wall' in the database's URL is not known"),
+        ("sqlite:///app.db?wal=canary", "wal in the database's URL: must be one of"),
+        ("sqlite:///app.db?busy_timeout=canary", "busy_timeout in the database's URL: must be a number"),
+        ("sqlite:///app.db?open_transaction=commit", "must be 'rollback' or 'close'"),
+        ("sqlite://?mode=ro", "takes no SQLite parameters"),
+        ("sqlite://?wal=1", "no write-ahead log"),
+    ],
+)
+def test_a_wrong_database_is_refused_at_once(database: str, text: str) -> None:
+    """A mistake shows where it is made, in words, and without what may be a password."""
+    with pytest.raises(ValueError, match=text) as caught:
+        SqliteConnectionManager(database)
+    assert "canary@" not in str(caught.value)
+    assert "=canary" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"busy_timout": 1}, TypeError, "'busy_timout' is no option.*did you mean 'busy_timeout'"),
+        ({"loop": None}, TypeError, "'loop' is no option"),
+        ({"wal": 1}, TypeError, "wal=1: must be True or False"),
+        ({"foreign_keys": "on"}, TypeError, "foreign_keys='on'"),
+        ({"test_transaction": None}, TypeError, "test_transaction=None"),
+        ({"busy_timeout": 1.5}, TypeError, "milliseconds"),
+        ({"busy_timeout": True}, TypeError, "milliseconds"),
+        ({"busy_timeout": -1}, ValueError, "busy_timeout=-1"),
+        ({"timeout": "5"}, TypeError, "timeout='5': must be a number of seconds"),
+        ({"timeout": -1}, ValueError, "timeout=-1"),
+        ({"timeout": float("nan")}, ValueError, "timeout=nan"),
+        ({"timeout": 1, "busy_timeout": 1}, ValueError, "give one of them"),
+        ({"open_transaction": "commit"}, ValueError, "'rollback' or 'close'"),
+        ({"isolation_level": "SNAPSHOT"}, ValueError, "isolation_level='SNAPSHOT'"),
+        ({"factory": dict}, TypeError, "subclass of sqlite3.Connection"),
+        ({"iter_chunk_size": 0}, ValueError, "iter_chunk_size=0: must be at least 1"),
+        ({"cached_statements": "1"}, TypeError, "cached_statements='1': must be an int"),
+    ],
+)
+def test_a_wrong_option_is_refused_at_once(options: dict[str, Any], error: type[Exception], text: str) -> None:
+    """A mistake shows where it is made, with the option's name, its value and what is allowed."""
+    with pytest.raises(error, match=text):
+        SqliteConnectionManager("app.db", **options)
+
+
+def test_a_database_that_is_no_path_is_refused() -> None:
+    """Not a str and not a path: say what would be one."""
+    with pytest.raises(TypeError, match="not int"):
+        SqliteConnectionManager(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="not bytes"):
+        SqliteConnectionManager(b"app.db")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def test_autocommit_is_checked_for_this_python() -> None:
+    """sqlite3 has it from 3.12 on; before, it would be refused only when connecting."""
+    if sys.version_info < (3, 12):
+        with pytest.raises(ValueError, match=r"needs Python 3\.12"):
+            SqliteConnectionManager("app.db", autocommit=True)
+        return
+    with pytest.raises(ValueError, match="autocommit=7"):
+        SqliteConnectionManager("app.db", autocommit=7)
+    with pytest.raises(ValueError, match="would close every connection"):
+        SqliteConnectionManager("app.db", autocommit=False, open_transaction="close")
+
+
+def test_an_update_holds_for_new_connections_only(tmp_path: Path) -> None:
+    """Diesel's update_database_url: who holds a connection keeps it as it is."""
+
+    async def look() -> None:
+        manager = SqliteConnectionManager(tmp_path / "one.db", busy_timeout=11)
+        old = await manager.connect()
+        manager.update(tmp_path / "two.db", foreign_keys=True)
+        new = await manager.connect()
+        for conn, name, keys in ((old, "one.db", 0), (new, "two.db", 1)):
+            rows = list(await conn.execute_fetchall("PRAGMA database_list"))
+            assert rows[0][2] == str(tmp_path / name)
+            assert list(await conn.execute_fetchall("PRAGMA foreign_keys")) == [(keys,)]
+            assert list(await conn.execute_fetchall("PRAGMA busy_timeout")) == [(11,)]
+            await manager.close(conn)
+
+    asyncio.run(look())
+
+
+def test_an_update_may_give_the_other_time_limit(tmp_path: Path) -> None:
+    """busy_timeout and timeout contradict each other only when both are asked for."""
+    manager = SqliteConnectionManager(tmp_path / "app.db", timeout=1)
+    manager.update(busy_timeout=22)
+    assert pragma(manager, "busy_timeout") == 22
+
+
+def test_a_refused_update_changes_nothing(tmp_path: Path) -> None:
+    """The pool goes on as it was."""
+    manager = SqliteConnectionManager(tmp_path / "app.db", busy_timeout=11)
+    with pytest.raises(ValueError, match="busy_timeout=-1"):
+        manager.update(tmp_path / "other.db", busy_timeout=-1)
+    assert file_of(manager) == str(tmp_path / "app.db")
+    assert pragma(manager, "busy_timeout") == 11
+
+
+def test_no_secret_is_shown(tmp_path: Path) -> None:
+    """SQLite has no passwords, but its encrypting relatives take a key in the URI."""
+    manager = SqliteConnectionManager(f"file:{tmp_path}/app.db?key=canary")
+    assert repr(manager) == f"SqliteConnectionManager('file:{tmp_path}/app.db?...')"
+    assert "canary" not in repr(manager) + str(manager) + repr(vars(manager)) + repr(vars(manager)["_settings"])
+    assert repr(SqliteConnectionManager("sqlite://")) == "SqliteConnectionManager(':memory:')"
