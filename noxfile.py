@@ -233,7 +233,7 @@ def bench(session: nox.Session, size: str) -> None:
     """Our pool and others, side by side: full takes minutes, quick less than one."""
     if not (ROOT / "benchmarks" / "__main__.py").exists():
         session.skip("benchmarks/ is not there yet")
-    install(session, ["test", "servers", "bench"], PACKAGES)
+    install(session, [group for group in ("servers", "bench") if group in PYPROJECT["dependency-groups"]], PACKAGES)
     session.run("python", "-m", "benchmarks", *(["--quick"] if size == "quick" else []), *session.posargs)
 
 
