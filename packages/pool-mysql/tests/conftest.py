@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import pymysql
@@ -43,6 +43,35 @@ class Database:
         """The rows of a statement, None where it has none."""
         await conn.query(sql)
         return conn._result.rows
+
+    @contextlib.asynccontextmanager
+    async def front(self, answers: Mapping[bytes, bytes | None]) -> AsyncIterator[int]:
+        """A server in front of the real one. Commands that begin so are replaced; None: they are not known there."""
+
+        async def forward(reader: asyncio.StreamReader, to: asyncio.StreamWriter, back: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+                while True:
+                    head = await reader.readexactly(4)
+                    body = await reader.readexactly(int.from_bytes(head[:3], "little"))
+                    sent: bytes | None = body
+                    for command, answer in answers.items():
+                        if head[3] == 0 and body.startswith(command):
+                            sent = answer
+                    if sent is None:
+                        error = b"\xff\x17\x04#08S01Unknown command"  # 1047
+                        back.write(len(error).to_bytes(3, "little") + b"\x01" + error)
+                    else:
+                        to.write(len(sent).to_bytes(3, "little") + head[3:] + sent)
+            to.close()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            server_reader, server = await asyncio.open_connection(self.host, self.port)
+            await asyncio.gather(forward(reader, server, writer), forward(server_reader, writer, server))
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+            yield listener.sockets[0].getsockname()[1]
+            listener.close()
+            await asyncio.sleep(0.02)
 
     def admin(self, sql: str, *, user: str = "root") -> Any:
         """The same on a connection of its own, blocking, with all rights."""

@@ -106,6 +106,22 @@ def test_cancelled_in_the_middle_of_a_query(db: Any) -> None:
     asyncio.run(main())
 
 
+def test_returned_while_another_task_waits_for_an_answer(db: Any) -> None:
+    """The next borrower's answer would go to that task."""
+
+    async def main() -> None:
+        with FaultProxy(db.host, db.port) as proxy:
+            async with db.connection(port=proxy.port) as (manager, conn):
+                proxy.freeze()
+                task = asyncio.ensure_future(conn.commit())
+                await asyncio.sleep(0)
+                assert manager.has_broken(conn)
+                task.cancel()
+                await asyncio.wait({task})
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("rows", [3, 20_000], ids=["all rows there", "rows still coming"])
 def test_a_converter_that_raised_in_the_middle_of_the_rows(db: Any, rows: int) -> None:
     """The next command would get a row for its answer, or the row could even pass for an OK: nothing is in the buffer."""
@@ -135,6 +151,8 @@ def test_an_unbuffered_result_that_was_not_read_to_its_end(db: Any) -> None:
             await cursor.execute("SELECT seq FROM seq_1_to_100000")
             assert await cursor.fetchone() == (1,)
             assert manager.has_broken(conn)
+            conn._reader._buffer.clear()
+            assert manager.has_broken(conn), "also when its rows have not arrived yet"
 
     asyncio.run(main())
 
@@ -146,6 +164,10 @@ def test_further_results_that_were_not_asked_for(db: Any) -> None:
         async with db.connection() as (manager, conn):
             await conn.query("SELECT 1; SELECT 2")
             assert manager.has_broken(conn)
+            arrived = bytes(conn._reader._buffer)
+            conn._reader._buffer.clear()
+            assert manager.has_broken(conn), "also when they have not arrived yet"
+            conn._reader._buffer.extend(arrived)
             await conn.next_result()
             assert not manager.has_broken(conn)
 

@@ -257,3 +257,18 @@ def test_a_connection_that_no_manager_made_counts_as_broken(db: Any) -> None:
             await foreign.ensure_closed()
 
     asyncio.run(main())
+
+
+def test_an_error_of_the_last_step_leaves_no_connection(db: Any) -> None:
+    """The state of the new session cannot be read: the login stood already."""
+
+    async def main() -> None:
+        before = db.connected()
+        async with db.front({b"\x03SELECT DATABASE()": None}) as port:
+            with pytest.raises(aiomysql.OperationalError, match="Unknown command"):
+                await db.manager(port=port).connect()
+            async with asyncio.timeout(2):
+                while db.connected() > before:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(main())

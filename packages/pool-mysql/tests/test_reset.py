@@ -1,9 +1,6 @@
 """What a borrower leaves behind, and what of it the next one sees."""
 
 import asyncio
-import contextlib
-import struct
-from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import aiomysql
@@ -327,42 +324,16 @@ def test_close_gives_up_a_connection_that_comes_back_in_a_transaction(db: Any, w
     asyncio.run(main())
 
 
-# --- servers that lack the command
+# --- other servers, played by a front that answers some commands itself
 
-
-@contextlib.asynccontextmanager
-async def without_reset_connection(host: str, port: int) -> AsyncIterator[int]:
-    """A server in front of the real one, which answers COM_RESET_CONNECTION as one that has never heard of it."""
-
-    async def forward(reader: asyncio.StreamReader, *, to: asyncio.StreamWriter, back: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
-            while True:
-                head = await reader.readexactly(4)
-                body = await reader.readexactly(int.from_bytes(head[:3], "little"))
-                if body == b"\x1f" and head[3] == 0:
-                    error = b"\xff" + struct.pack("<H", 1047) + b"#08S01Unknown command"
-                    back.write(struct.pack("<I", len(error))[:3] + b"\x01" + error)
-                else:
-                    to.write(head + body)
-        to.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream_reader, upstream = await asyncio.open_connection(host, port)
-        await asyncio.gather(
-            forward(reader, to=upstream, back=writer), forward(upstream_reader, to=writer, back=upstream)
-        )
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1]
-        server.close()
-        await asyncio.sleep(0.02)
+RESET_CONNECTION = b"\x1f"
 
 
 def test_a_server_without_the_command_costs_the_connection_and_the_error_says_what_to_do(db: Any) -> None:
     """Old servers and some proxies; "strict" needs a command that is much older."""
 
     async def main() -> None:
-        async with without_reset_connection(db.host, db.port) as port:
+        async with db.front({RESET_CONNECTION: None}) as port:
             async with db.connection(port=port) as (manager, conn):
                 with pytest.raises(SessionStateError, match='use reset="strict"'):
                     await manager.reset(conn)
@@ -372,3 +343,38 @@ def test_a_server_without_the_command_costs_the_connection_and_the_error_says_wh
                 assert await db.ask(conn, "SELECT @x") == ((None,),)
 
     asyncio.run(main())
+
+
+def test_a_server_whose_reset_forgets_the_charset_is_told_again(db: Any) -> None:
+    """MySQL's goes to its global settings, MariaDB's to those of the login: both end where the connection began."""
+
+    async def main() -> None:
+        look = (
+            "SELECT @@character_set_client, @@character_set_connection, @@character_set_results, @@collation_connection"
+        )
+        async with (
+            db.front({RESET_CONNECTION: b"\x03SET NAMES greek"}) as port,
+            db.connection(port=port) as (manager, conn),
+        ):
+            fresh = await db.ask(conn, look)
+            await wipe(manager, conn)
+            assert await db.ask(conn, look) == fresh
+
+    asyncio.run(main())
+
+
+def test_what_init_command_wrote_is_committed_after_a_wipe_too(own: Any, reset: Reset) -> None:
+    """The driver commits after it at connect; with autocommit off at the server it would hang in the air."""
+    own.admin("CREATE OR REPLACE TABLE logins (number INT) ENGINE=InnoDB")
+    own.admin("SET GLOBAL autocommit = 0")
+
+    async def main() -> None:
+        async with own.connection(reset=reset, init_command="INSERT INTO logins VALUES (1)") as (manager, conn):
+            for times in (1, 2):
+                assert own.admin("SELECT COUNT(*) FROM logins") == ((times,),)
+                await wipe(manager, conn)
+
+    try:
+        asyncio.run(main())
+    finally:
+        own.admin("SET GLOBAL autocommit = 1")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ssl
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,33 @@ def test_a_server_that_demands_tls_refuses_for_good(secured: Any, connect_error:
     finally:
         with contextlib.closing(_root(secured)) as root, root.cursor() as cursor:
             cursor.execute(f"ALTER USER '{secured.user}'@'%' REQUIRE NONE")
+
+
+@pytest.mark.cancellation
+def test_a_connect_cancelled_at_the_end_of_a_handshake_with_a_hung_server_leaves_no_socket(
+    secured: Any, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncio would wait 30 s for the server's farewell, with a transport that nobody else holds."""
+    complete = SSLProtocol._on_handshake_complete
+
+    async def main() -> None:
+        with FaultProxy(secured.host, secured.port) as proxy:
+            manager = MySQLConnectionManager(secured.url, port=proxy.port, ssl=trusting)
+
+            def complete_and_hang(self: SSLProtocol, error: Exception | None) -> None:
+                complete(self, error)
+                proxy.freeze()
+                connecting.cancel()
+
+            monkeypatch.setattr(SSLProtocol, "_on_handshake_complete", complete_and_hang)
+            connecting = asyncio.ensure_future(manager.connect())
+            await asyncio.wait({connecting}, timeout=2)
+            assert connecting.cancelled()
+            async with asyncio.timeout(2):
+                while proxy.open:
+                    await asyncio.sleep(0.002)
+
+    asyncio.run(main())
 
 
 @pytest.mark.cancellation
