@@ -40,9 +40,10 @@ def test_a_query_ended_by_a_timeout_costs_the_connection(db: Any) -> None:
 
     async def look() -> None:
         async with db.connection() as (manager, conn):
+            task = await db.under_way(conn)
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.02):
-                    await conn.execute(db.slow)
+                async with asyncio.timeout(0.01):
+                    await task
             assert manager.has_broken(conn)
 
     asyncio.run(look())
