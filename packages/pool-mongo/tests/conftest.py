@@ -1,24 +1,26 @@
 """The two drivers under one roof, and servers of a test's own."""
 
 import asyncio
+import contextlib
 import inspect
+import os
+import socket
+import stat
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import pytest
-from containers.servers import Server, ServerFactory
 from motor.frameworks import asyncio as motor_framework
 from motor.motor_asyncio import AsyncIOMotorClient
+from pool_mongo import MongoClientManager, MongoSessionManager
+from pool_mongo.motor import MotorClientManager, MotorSessionManager
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
-from pool_mongo import MongoClientManager, MongoSessionManager
-from pool_mongo.motor import MotorClientManager, MotorSessionManager
+from containers.servers import Server, ServerFactory
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Kind:
         if closing is not None:
             await closing
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def client(self, url: str, **options: Any) -> AsyncIterator[Any]:
         """A client beside the pool."""
         client = self.client_class(url, **options)
@@ -79,18 +81,24 @@ def mongo(server: ServerFactory) -> Server:
     return server("mongo")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def locked(server: ServerFactory) -> Iterator[Server]:
     """A server with users; it is no replica set."""
     with server("mongo", fresh=True, password="canary/p@ss") as mine:
         yield mine
 
 
-@pytest.fixture
-def own(server: ServerFactory) -> Iterator[Server]:
-    """A server that the test may kill."""
+@pytest.fixture(scope="session")
+def _own(server: ServerFactory) -> Iterator[Server]:
     with server("mongo", fresh=True) as mine:
         yield mine
+
+
+@pytest.fixture
+def own(_own: Server) -> Iterator[Server]:
+    """A server that the test may kill or pause."""
+    yield _own
+    _own.start()
 
 
 class Commands(CommandListener):
@@ -154,8 +162,18 @@ def sockets_fixture() -> Callable[[], set[tuple[int, Any]]]:
 
 
 def sockets() -> set[tuple[int, Any]]:
-    """The TCP connections that this process has to somewhere."""
-    return {(found.fd, found.laddr) for found in psutil.Process().net_connections("tcp") if found.raddr}
+    """The TCP connections that this process has to somewhere: file descriptor and own address."""
+    found = set()
+    for number in map(int, os.listdir("/dev/fd")):
+        try:
+            if not stat.S_ISSOCK(os.fstat(number).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(number)) as copy:
+                if copy.family in (socket.AF_INET, socket.AF_INET6) and copy.getpeername():
+                    found.add((number, copy.getsockname()))
+        except OSError:  # not connected, or gone meanwhile
+            continue
+    return found
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -169,7 +187,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         before = sockets()
         await pyfuncitem.obj(**arguments)
         this = asyncio.current_task()
-        await eventually(lambda: asyncio.all_tasks() == {this}, lambda: f"tasks are left: {asyncio.all_tasks() - {this}}")
+        await eventually(
+            lambda: asyncio.all_tasks() == {this}, lambda: f"tasks are left: {asyncio.all_tasks() - {this}}"
+        )
         await eventually(lambda: not sockets() - before, lambda: f"sockets are left: {sockets() - before}")
 
     asyncio.run(run())

@@ -6,10 +6,10 @@ from typing import Any
 
 import pymongo
 import pytest
-from containers.servers import Server
+from pool_core import CloseReason, Pool
 from pymongo.errors import InvalidOperation
 
-from pool_core import CloseReason, Pool
+from containers.servers import Server
 
 
 async def test_a_lease_is_a_client_with_one_connection(kind: Any, mongo: Server) -> None:

@@ -1,24 +1,27 @@
 """The kit's questions, put to all four managers."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 from urllib.parse import quote_plus
 
 import pytest
-from containers.servers import Server
-
 from pool_core import ConnectionManager
-from pool_core.testing import ManagerConformance
+from pool_core.testing import ManagerConformance, Probe
 from pool_mongo import MongoClientManager, MongoSessionManager
 from pool_mongo.motor import MotorClientManager, MotorSessionManager
+
+from containers.servers import Server
 
 SECRET = "c@nary/secret"
 RECONNECTS = "a client opens new sockets by itself, and a session is tied to none: test_faults has what holds instead"
 
 
+NO_KILL = "MongoDB has no command by which one client drops another's connection; test_faults kills the whole server"
+
+
 class _Mongo(ManagerConformance[Any]):
     kind: Any
-    skips = {"network_drops": RECONNECTS}
+    skips: ClassVar = {"network_drops": RECONNECTS, "server_kill": NO_KILL}
 
     @pytest.fixture(autouse=True)
     def _server(self, mongo: Server, locked: Server) -> None:
@@ -27,7 +30,9 @@ class _Mongo(ManagerConformance[Any]):
         self.secrets = (SECRET, quote_plus(SECRET))
 
     def manager(self, host: str, port: int) -> ConnectionManager[Any]:
-        manager: ConnectionManager[Any] = self.kind(f"mongodb://{host}:{port}/pool?directConnection=true")
+        manager: ConnectionManager[Any] = self.kind(
+            f"mongodb://{host}:{port}/pool?directConnection=true", serverSelectionTimeoutMS=1000
+        )
         return manager
 
     def bad_credentials(self, host: str, port: int) -> Mapping[str, ConnectionManager[Any]]:
@@ -54,6 +59,13 @@ class _Sessions(_Mongo):
     async def in_transaction(self, conn: Any) -> bool:
         return bool(conn.in_transaction)
 
+    async def leave_unread(self, conn: Any) -> None:
+        await _read_one_of_three(conn.client, conn)
+
+    @property
+    def probes(self) -> Sequence[Probe[Any]]:  # type: ignore[override]
+        return [Probe("transaction", self.begin, self.in_transaction)]
+
 
 class _Clients(_Mongo):
     async def use(self, conn: Any) -> None:
@@ -62,10 +74,21 @@ class _Clients(_Mongo):
     async def slow_request(self, conn: Any) -> None:
         await _wait_for_a_change(conn)
 
+    async def leave_unread(self, conn: Any) -> None:
+        await _read_one_of_three(conn)
+
 
 async def _wait_for_a_change(client: Any, session: Any = None) -> None:
     hello = await client.admin.command("hello")
-    await client.admin.command({"hello": 1, "topologyVersion": hello["topologyVersion"], "maxAwaitTimeMS": 10_000}, session=session)
+    await client.admin.command(
+        {"hello": 1, "topologyVersion": hello["topologyVersion"], "maxAwaitTimeMS": 10_000}, session=session
+    )
+
+
+async def _read_one_of_three(client: Any, session: Any = None) -> None:
+    things = client.pool.unread
+    await things.insert_many([{}, {}, {}], session=session)
+    await things.find({}, batch_size=1, session=session).next()
 
 
 class TestMongoSessionManager(_Sessions):

@@ -7,12 +7,12 @@ from typing import Any
 
 import pymongo
 import pytest
-from containers.servers import Server
-
 from pool_core import CloseReason, Pool
-from pymongo.client_session import TransactionOptions
+from pymongo.client_session import TransactionOptions  # type: ignore[attr-defined]
 from pymongo.errors import InvalidOperation, PyMongoError
 from pymongo.write_concern import WriteConcern
+
+from containers.servers import Server
 
 
 async def test_a_lease_is_the_drivers_own_session(kind: Any, mongo: Server) -> None:
@@ -151,7 +151,9 @@ async def test_a_session_that_a_network_error_hit_is_not_used_again(
     assert first != second
 
 
-async def test_when_the_abort_fails_the_session_is_not_lent_on(kind: Any, mongo: Server, admin: Any, commands: Any) -> None:
+async def test_when_the_abort_fails_the_session_is_not_lent_on(
+    kind: Any, mongo: Server, admin: Any, commands: Any
+) -> None:
     """The driver swallows errors of an abort; the next borrower must not inherit what it left."""
     manager = kind.sessions(mongo.url, event_listeners=[commands])
     async with Pool(manager, max_size=1, min_idle=1, error_sink=lambda error: None) as pool:

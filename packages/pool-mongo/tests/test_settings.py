@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-
 from pool_core import ConnectionManager, SupportsReset, SupportsTerminate, SupportsTransient
 
 SECRET = "s3cret-canary"
@@ -116,7 +115,11 @@ def test_an_option_that_the_driver_does_not_know_is_warned_of_as_the_driver_does
 @pytest.mark.parametrize(
     ("arguments", "options", "shown"),
     [
-        ((f"mongodb://u:{SECRET}@h:1,i:2/db?replicaSet=r&tlsCertificateKeyFilePassword={SECRET}",), {}, "mongodb://h:1,i:2/db"),
+        (
+            (f"mongodb://u:{SECRET}@h:1,i:2/db?replicaSet=r&tlsCertificateKeyFilePassword={SECRET}",),
+            {},
+            "mongodb://h:1,i:2/db",
+        ),
         ((f"mongodb://{SECRET}@h/?tls=true&authMechanism=MONGODB-X509",), {}, "mongodb://h/"),
         ((), {"host": "h", "username": "u", "password": SECRET}, "mongodb://h"),
         ((), {"host": ["h", "i"], "username": "u", "password": SECRET}, "mongodb://h,i"),

@@ -96,7 +96,7 @@ class PyMongoDriver:
         """Whether a network error hit it."""
         return _internals.is_dirty(session)
 
-    def wipe(self, session: AsyncClientSession, options: Mapping[str, Any]) -> Awaitable[None] | None:  # noqa: ARG002
+    def wipe(self, session: AsyncClientSession, options: Mapping[str, Any]) -> Awaitable[None] | None:
         """Abort what is open. A cancelled coroutine has stopped, so nobody else is using the session."""
         if session.in_transaction or _internals.holds_a_connection(session):
             return self._abort(session)

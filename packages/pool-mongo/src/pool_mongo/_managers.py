@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 import pymongo
 from dns.exception import DNSException
-from pymongo.client_session import TransactionOptions
+from pymongo.client_session import TransactionOptions  # type: ignore[attr-defined]
 from pymongo.errors import (
     ConfigurationError,
     InvalidOperation,
@@ -45,7 +45,7 @@ class _Manager(Generic[Client, Session]):
     _defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, url: str | None, ping_timeout: float, options: Mapping[str, Any]) -> None:
-        if not isinstance(ping_timeout, (int, float)) or isinstance(ping_timeout, bool):
+        if isinstance(ping_timeout, bool) or not isinstance(ping_timeout, (int, float)):
             raise TypeError(f"ping_timeout is of type {type(ping_timeout).__name__}: give seconds, as a number")
         if not 0 < ping_timeout < math.inf:
             raise ValueError(f"ping_timeout={ping_timeout!r}: give seconds, more than 0 and finite")
@@ -94,11 +94,13 @@ class _Manager(Generic[Client, Session]):
     async def _new_client(self) -> Client:
         arguments, options = await self._settings.arguments()
         try:
-            return self._driver.make(*arguments, **options)
+            return cast("Client", self._driver.make(*arguments, **options))
         except (PyMongoError, ValueError, TypeError) as error:
             # The settings passed the driver's checks with placeholders, so this is about a credential: not quoted.
             name = type(error).__name__
-        raise ValueError(f"the driver refuses a credential ({name}): check the user name, the password, and their encoding")
+        raise ValueError(
+            f"the driver refuses a credential ({name}): check the user name, the password, and their encoding"
+        )
 
     async def _prove(self, client: Client) -> None:
         """Ping, within ``ping_timeout``, any server that the client's own read preference allows."""
@@ -255,7 +257,7 @@ class SessionManager(_Manager[Client, Session]):
                 self._driver.drop(shared.client)
             raise
         self._lent[id(session)] = lent
-        return session
+        return cast("Session", session)
 
     async def is_valid(self, session: Session, /) -> bool:
         """Ping, on the session's client and beside the session, which may be in a transaction."""
@@ -304,7 +306,10 @@ class SessionManager(_Manager[Client, Session]):
     async def close(self, session: Session, /) -> None:
         """End the session, which aborts an open transaction. The last one closes the client."""
         lent = self._lent.get(id(session))
-        with pymongo.timeout(self._ping_timeout), contextlib.suppress(InvalidOperation):  # the borrower closed the client
+        with (
+            pymongo.timeout(self._ping_timeout),
+            contextlib.suppress(InvalidOperation),
+        ):  # the borrower closed the client
             await cast("Any", session).end_session()
         if lent is None:  # it was made elsewhere: so was its client
             return
@@ -438,4 +443,3 @@ def _require_transactions(client: Any) -> None:
             f"test_transaction=True needs a replica set or a sharded cluster; this server is of type"
             f" {', '.join(sorted(kinds))}: start mongod with --replSet, or leave the option out"
         )
-

@@ -19,7 +19,9 @@ _CREDENTIALS: Final = ("username", "password")
 # Options whose values are secrets, beside the password. Their errors are not quoted.
 _SECRET_OPTIONS: Final = ("authmechanismproperties", "tlscertificatekeyfilepassword", "ssl_pem_passphrase")
 _HARMLESS_WARNINGS: Final = ("Unknown option", "Duplicate URI option")  # passed on as the driver gives them
-_ESCAPE: Final = "percent-escape user and password with urllib.parse.quote_plus: mongodb://user:p%40ss@host:27017/database"
+_ESCAPE: Final = (
+    "percent-escape user and password with urllib.parse.quote_plus: mongodb://user:p%40ss@host:27017/database"
+)
 _BAD_PERCENT: Final = re.compile("%(?![0-9a-fA-F]{2})")
 _SCHEME: Final = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -51,7 +53,9 @@ class Settings:
         if isinstance(hosts, str) and "://" in hosts:
             url = options.pop("host")
         elif isinstance(hosts, (list, tuple)) and any("/" in str(host) and "://" in str(host) for host in hosts):
-            raise ValueError("host= is a list with a URL in it: give one URL, with all hosts in it, as the first argument")
+            raise ValueError(
+                "host= is a list with a URL in it: give one URL, with all hosts in it, as the first argument"
+            )
         self._url = url
         self._options = options
         self.place: Final[str] = _check(url, options, make)

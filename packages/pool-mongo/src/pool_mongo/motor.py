@@ -53,7 +53,7 @@ class MotorDriver:
         """Begin a transaction."""
         session.start_transaction()
 
-    def is_dirty(self, session: AsyncIOMotorClientSession) -> bool:  # noqa: ARG002
+    def is_dirty(self, session: AsyncIOMotorClientSession) -> bool:
         """Never: `wipe` gives it a new session of the driver's."""
         return False
 
