@@ -145,7 +145,7 @@ class World:
         self.made += 1
         get = Get(self.made)
         nobody = not any(g.queued for g in self.gets)
-        slot = self.state.take(self.now)
+        slot = None if self.state.live else self.state.take(self.now)
         if slot is not None:
             assert nobody, "a newcomer overtook a waiter"
             slot.holder = get
@@ -158,7 +158,7 @@ class World:
     def do_try_get(self) -> None:
         self.made += 1
         get = Get(self.made, idle_only=True)
-        slot = self.state.take(self.now)
+        slot = None if self.state.live else self.state.take(self.now)
         if slot is not None:
             slot.holder = get
             get.answer = slot

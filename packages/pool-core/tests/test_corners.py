@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from typing import Any
 
 import pytest
@@ -154,7 +155,7 @@ async def test_a_forked_pool_refuses_everything_and_its_leases_say_nothing() -> 
     del lost, lease
     gc.collect()
     pool._tasks.close_dedicated(object())
-    pool._tasks.forked = False
+    pool._tasks.forked, pool._tasks.thread = False, threading.get_ident()
     await pool.close(0)
 
 

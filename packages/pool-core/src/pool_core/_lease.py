@@ -50,13 +50,6 @@ class PooledConnection(Generic[C]):
         self._timeout = timeout
         self._slot: Slot[C] = _NEW
 
-    @classmethod
-    def _of(cls, pool: Pool[C], slot: Slot[C]) -> PooledConnection[C]:
-        """A lease of a connection that was acquired already."""
-        lease = cls(pool, None)
-        lease._slot = slot
-        return lease
-
     # The warm path: these two, and nothing else. While `state.slow` is false they may lend and take back by
     # themselves what PoolState would lend and take back; a property test holds the two ways equal.
 
@@ -71,7 +64,12 @@ class PooledConnection(Generic[C]):
             or get_ident() != pool._thread
             or (task := current_task(pool._loop)) is None
         ):
-            return await self._enter()
+            if self._slot is _NEW:
+                slot = self._slot = await pool._tasks.acquire(self._timeout)
+            else:  # acquired by `await` already
+                pool._tasks.check_loop()
+                slot = self._held()
+            return slot.conn if not state.observed else self.conn
         slot = state.pop()
         conn = slot.conn
         try:
@@ -79,7 +77,7 @@ class PooledConnection(Generic[C]):
         except Exception:  # noqa: BLE001 - raising means broken; the slow path asks again, counts and reports it
             broken = True
         if broken:
-            self._slot = await pool._tasks.acquire(self._timeout, loose=False, found_broken=slot)
+            self._slot = await pool._tasks.acquire(self._timeout, found_broken=slot)
             return self._slot.conn
         slot.holder = task
         slot.stamp = state.tick
@@ -93,33 +91,21 @@ class PooledConnection(Generic[C]):
         slot = self._slot
         pool = self._pool
         state = pool._state
-        if kind is not None or state.slow or slot.mark is not None:
-            self._end(raised=kind is not None, discard=kind is not None and pool._tasks.config.discard_on_exception)
-            return
-        try:
-            broken = pool._has_broken(slot.conn)
-        except Exception:  # noqa: BLE001 - raising means broken; the slow path asks again, counts and reports it
-            broken = True
-        if broken:
-            self._end(raised=False)
-            return
         self._slot = _OVER
-        if pool._reset is None or pool._tasks.wipe(slot):
-            slot.holder = None
-            slot.stamp = state.tick
-            state.fresh.append(slot)
-
-    async def _enter(self) -> C:
-        """Enter by the slow path: a get, or a lease that was acquired by ``await`` already."""
-        slot = self._slot
-        if slot is _NEW:
-            slot = self._slot = await self._pool._tasks.acquire(self._timeout, loose=False)
-        else:
-            self._pool._tasks.check_loop()
-            slot = self._held()
-        if self._pool._tasks.config.guard:
-            return cast("C", Guard(self, slot.conn))
-        return slot.conn
+        if kind is None and slot.mark is None and not state.slow:
+            try:
+                broken = pool._has_broken(slot.conn)
+            except Exception:  # noqa: BLE001 - raising means broken; the slow path asks again, counts and reports it
+                broken = True
+            if not broken:
+                if pool._reset is None or pool._tasks.wipe(slot):
+                    slot.holder = None
+                    slot.stamp = state.tick
+                    state.fresh.append(slot)
+                return
+        if slot is not _OVER and slot is not _NEW:
+            raised = kind is not None
+            pool._tasks.give_back(slot, raised=raised, discard=raised and pool._tasks.config.discard_on_exception)
 
     def __await__(self) -> Generator[Any, Any, PooledConnection[C]]:
         return self._acquire().__await__()
@@ -128,7 +114,12 @@ class PooledConnection(Generic[C]):
         if self._slot is not _NEW:
             msg = "this lease was acquired already: call pool.get() again for another connection"
             raise PoolError(msg)
-        self._slot = await self._pool._tasks.acquire(self._timeout, loose=True)
+        return self._own(await self._pool._tasks.acquire(self._timeout, loose=True))
+
+    def _own(self, slot: Slot[C]) -> PooledConnection[C]:
+        """Take a connection that was acquired, without an `async with` to end it."""
+        self._slot = slot
+        self.__class__ = _AwaitedConnection
         return self
 
     @property
@@ -178,15 +169,15 @@ class PooledConnection(Generic[C]):
         return slot
 
     def _end(self, *, raised: bool, discard: bool = False) -> None:
-        """Every way of giving back but the warm one."""
+        """Every way of giving back but the end of a block."""
         slot = self._slot
         if slot is _NEW or slot is _OVER:
             return
         tasks = self._pool._tasks
-        if not tasks.loop.is_closed():
-            tasks.check_loop()  # before anything of the connection is touched; the lease stays held
-        else:
+        if tasks.loop.is_closed():
             tasks.check_fork()
+        else:
+            tasks.check_loop()  # before anything of the connection is touched; the lease stays held
         self._slot = _OVER
         tasks.give_back(slot, raised=raised, discard=discard)
 
@@ -214,6 +205,15 @@ class PooledConnection(Generic[C]):
         slot = self._slot
         how = "not acquired" if slot is _NEW else "released" if slot is _OVER else f"connection #{slot.id}"
         return f"<PooledConnection of {self._pool._tasks.label}: {how}>"
+
+
+class _AwaitedConnection(PooledConnection[C]):
+    """A lease that was awaited: it may be taken for its connection.
+
+    A class of its own, since a ``__getattr__`` would make every attribute of the warm path slower.
+    """
+
+    __slots__ = ()
 
     if not TYPE_CHECKING:  # pragma: no branch - type checkers find the mistake by themselves
 

@@ -68,13 +68,13 @@ class SupportsTransient(Protocol):
         ...
 
 
-class ConnectionCustomizer(Protocol[C]):
+class ConnectionCustomizer(Protocol[C_contra]):
     """Hooks at both ends of a connection's life (r2d2's ``CustomizeConnection``). Either method may be left out."""
 
-    async def on_acquire(self, conn: C, /) -> None:
+    async def on_acquire(self, conn: C_contra, /) -> None:
         """Prepare a new connection, within ``create_timeout``. Raising makes it a failed connect."""
         ...
 
-    async def on_release(self, conn: C, /) -> None:
+    async def on_release(self, conn: C_contra, /) -> None:
         """Run before the pool closes a connection, within ``close_timeout``."""
         ...

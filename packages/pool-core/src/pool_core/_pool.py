@@ -158,7 +158,7 @@ class Pool(Generic[C]):
     async def try_get(self) -> PooledConnection[C] | None:
         """Get an idle connection, tested if it must be, or None: never waits for a return and never connects."""
         slot = await self._tasks.try_acquire()
-        return None if slot is None else PooledConnection._of(self, slot)
+        return None if slot is None else PooledConnection(self, None)._own(slot)
 
     def dedicated_connection(self) -> DedicatedConnection[C]:
         """Open a connection beside the pool: ``async with`` closes it, ``await`` leaves it to you.

@@ -128,6 +128,61 @@ class Waiter(Generic[C]):
 class PoolState(Generic[C]):
     """The pool without its I/O. Every method ends with all that could be decided decided, and ``orders`` filled."""
 
+    __slots__ = (
+        "_beaten",
+        "_bypass",
+        "_last_reset",
+        "_last_test",
+        "_late_resets",
+        "_late_tests",
+        "_next_id",
+        "_paused",
+        "_pop_stale",
+        "_swept_at",
+        "_tests_always",
+        "_tries",
+        "_uses_gone",
+        "abandoned",
+        "added",
+        "approvals",
+        "closed",
+        "closing",
+        "config",
+        "connects_failed",
+        "created",
+        "failures",
+        "floor",
+        "fresh",
+        "generation",
+        "gets_cancelled",
+        "gets_failed",
+        "gets_timed_out",
+        "gets_waited",
+        "hook_errors",
+        "is_broken",
+        "is_open",
+        "last_error",
+        "live",
+        "max_size",
+        "min_idle",
+        "next_expiry",
+        "observed",
+        "orders",
+        "parked",
+        "pop",
+        "resetting",
+        "retry_at",
+        "slots",
+        "slow",
+        "stale",
+        "starting",
+        "tick",
+        "validating",
+        "wait_time",
+        "waiters",
+        "waiting",
+    )
+
     def __init__(self, config: PoolConfig, is_broken: Callable[[C], bool], next_id: Callable[[], int]) -> None:
         self.is_broken = is_broken
         self._next_id = next_id
@@ -249,9 +304,7 @@ class PoolState(Generic[C]):
     # -- getting
 
     def take(self, now: float) -> Slot[C] | None:
-        """Lend an idle connection that needs no test, unless somebody waits for it already."""
-        if self.live:
-            return None
+        """Lend an idle connection that needs no test. Only while nobody waits (then nothing fresh is idle anyway)."""
         while self.fresh:
             slot = self.pop()
             if not self.is_broken(slot.conn):
@@ -272,9 +325,12 @@ class PoolState(Generic[C]):
         self.waiters.append(waiter)
         self.live += 1
         self._tries += waiter.idle_only
-        if self.approvals or self.validating:
+        if not (self.stale or self.validating or self.approvals or self._room()):
+            self.tick = now
+            self.slow = True  # nothing could help but a return: the common case of a busy pool
+        else:
             self._pass_on()
-        self._serve(now)
+            self._serve(now)
         if self.config.max_waiting is not None and waiter.queued and waiter.approval is None and waiter.test is None:
             helped = sum(a.waiter is not None for a in self.approvals)
             helped += sum(s.tested_for is not None for s in self.validating)
@@ -465,7 +521,7 @@ class PoolState(Generic[C]):
         self._stock(slot, now)
         if self.stale or self.min_idle:
             self._serve(now)  # it may have to be tested first
-        else:
+        elif not self.live:
             self._settle(now)
 
     def detach(self, slot: Slot[C], now: float) -> None:

@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from math import inf
+from asyncio import Future, current_task
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
@@ -141,7 +142,7 @@ class Call:
 class GetWaiter(Waiter[C]):
     """A waiting get: one bare future, by which the connection is handed over directly."""
 
-    __slots__ = ("deadline", "future", "limit", "started")
+    __slots__ = ("future", "limit", "started")
 
     def __init__(
         self,
@@ -153,11 +154,22 @@ class GetWaiter(Waiter[C]):
         idle_only: bool = False,
         patient: bool = True,
     ) -> None:
-        super().__init__(task, idle_only=idle_only, patient=patient)
+        # All in one: a busy pool makes many of them.
+        self.task = task
+        self.queued = False
+        self.approval = None
+        self.test = None
+        self.direct = False
+        self.idle_only = idle_only
+        self.patient = patient
         self.future = future
         self.started = started
         self.limit = limit
-        self.deadline = started + limit
+
+    @property
+    def deadline(self) -> float:
+        """On the loop's clock."""
+        return self.started + self.limit
 
     def offer(self, slot: Slot[C] | None) -> bool:
         # A cancelled future is done before its task runs.
@@ -217,7 +229,7 @@ class PoolTasks(Generic[C]):
         self.life: Literal["new", "opening", "open", "closing", "closed"] = "new"
         self.forked = False
         self.thread = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop = cast("asyncio.AbstractEventLoop", None)  # until it is opened
         self._context = contextvars.Context()
         self._stacks = False
         self._calls: dict[Any, Call] = {}  # under way, by approval, slot, or a key of its own
@@ -231,18 +243,13 @@ class PoolTasks(Generic[C]):
         self._reaper: asyncio.TimerHandle | None = None
         self._queue_timer: asyncio.TimerHandle | None = None
         self._deadlock_check: asyncio.Handle | None = None
+        self._watching = not config.detect_deadlock  # a look for a deadlock is due, or never wanted
         self._next_deadlock_check = -inf
         self._outage = 0  # failed connects since the last success
         bypass = config.alive_bypass if config.test_on_check_out else None
         self._period = max(0.01, min(time for time in (bypass, config.idle_timeout, 8.0) if time) / BEATS)
 
     # -- gates
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop that the pool belongs to, since it was opened last."""
-        assert self._loop is not None, "bug: the pool was never opened"
-        return self._loop
 
     @property
     def label(self) -> str:
@@ -264,9 +271,9 @@ class PoolTasks(Generic[C]):
         if self.life in ("new", "closed"):
             return
         running = asyncio._get_running_loop()  # None outside of any, where the public function raises
-        if running is not self._loop or get_ident() != self.thread:
+        if running is not self.loop or get_ident() != self.thread:
             where = "outside of any event loop" if running is None else f"from {running!r}"
-            msg = f"{self.label} belongs to {self._loop!r} and was used {where}: make one pool for each event loop"
+            msg = f"{self.label} belongs to {self.loop!r} and was used {where}: make one pool for each event loop"
             raise WrongEventLoop(msg)
 
     def check_open(self) -> None:
@@ -290,7 +297,7 @@ class PoolTasks(Generic[C]):
         while True:
             self.check_fork()
             loop = asyncio.get_running_loop()
-            if self._loop is not None and self._loop is not loop and self._loop.is_closed():
+            if self.life not in ("new", "closed") and self.loop is not loop and self.loop.is_closed():
                 self.bury()
             self.check_loop()
             if self.life == "open":
@@ -317,12 +324,13 @@ class PoolTasks(Generic[C]):
             return
 
     async def _open(self, loop: asyncio.AbstractEventLoop, *, wait: bool) -> None:
-        self._loop = loop
+        self.loop = loop
         self.thread = get_ident()
         # The pool's tasks see the context of open(), not that of whoever happened to be first to wait.
         self._context = contextvars.copy_context()
         self._final = self._aborted = False
         self._outage = 0
+        self._watching = not self.config.detect_deadlock
         self._stacks = self.config.leak_threshold is not None or loop.get_debug()
         self.state.observed = bool(self._listeners) or self._stacks or self.config.guard
         now = loop.time()
@@ -376,7 +384,7 @@ class PoolTasks(Generic[C]):
         """Close, or join a closing that is under way; the earlier deadline holds."""
         if self.life in ("new", "closed"):
             return
-        if self._loop is not None and self._loop.is_closed():
+        if self.loop.is_closed():
             self.bury()
             return
         self.check_loop()
@@ -472,42 +480,45 @@ class PoolTasks(Generic[C]):
 
     # -- get
 
-    async def acquire(self, timeout: float | None, *, loose: bool, found_broken: Slot[C] | None = None) -> Slot[C]:
+    async def acquire(
+        self, timeout: float | None, *, loose: bool = False, found_broken: Slot[C] | None = None
+    ) -> Slot[C]:
         """Lend a connection by the long way round: every get that the warm path leaves.
 
         ``loose``: by ``await``, so that anybody may release it. Between taking a connection and owning it there is
         no await but the waiter's own, whose ``except`` passes the connection on.
         """
         state = self.state
-        try:
-            self.check_open()
-        except PoolClosed:
-            state.gets_failed += 1
-            raise
         loop = self.loop
+        if not state.is_open or get_ident() != self.thread or (task := current_task(loop)) is None:
+            task = self._check_get()
         now = loop.time()
         if found_broken is not None:
             state.found_broken(found_broken, now)
-        slot = self._take(now)
-        if slot is not None:
-            self._lend(slot, loose=loose, waited=0.0)
-            return slot
+        if not state.live:
+            slot = self._take(task, now)
+            if slot is not None:
+                slot.uses += 1
+                slot.loose = loose
+                if state.observed:
+                    self._observe(slot, 0.0)
+                return slot
         limit = self.config.connection_timeout if timeout is None else timeout
         if limit is None:
             limit = inf
         if limit == 0:
             raise self._timed_out(self._picture(None), 0.0, 0.0)
-        waiter = GetWaiter[C](loop.create_future(), asyncio.current_task(), now, limit, patient=timeout is None)
-        queued = state.enqueue(waiter, now)
-        self.after()
-        if not queued:
-            state.gets_failed += 1
-            msg = (
-                f"{self.label}: {self.numbers()}, and max_waiting={self.config.max_waiting}: try again later, or "
-                "raise max_waiting or max_size"
-            )
-            raise PoolOverloaded(msg)
-        timer = self._arm_deadline(waiter)
+        waiter: GetWaiter[C] = GetWaiter(Future(loop=loop), task, now, limit, patient=timeout is None)
+        if not state.enqueue(waiter, now):
+            raise self._overloaded()
+        if state.orders or state.validating or state.resetting or state.failures or not self._watching:
+            self.after()
+        # One shared timer serves the default time-out, whose queue stands in the order of the deadlines.
+        timer = None
+        if timeout is not None and limit != inf:
+            timer = loop.call_at(waiter.deadline, self._expire, waiter, context=self._context)
+        elif self._queue_timer is None and limit != inf:
+            self._queue_timer = loop.call_at(waiter.deadline, self._expire_queue, context=self._context)
         state.waiting += 1
         try:
             answer = await waiter.future
@@ -520,25 +531,45 @@ class PoolTasks(Generic[C]):
             state.waiting -= 1
             if timer is not None:
                 timer.cancel()
-        waited = loop.time() - now
-        if isinstance(answer, Slot):
+        if type(answer) is Slot:
+            waited = answer.stamp - now
             if not waiter.direct:
                 state.gets_waited += 1
                 state.wait_time += waited
-            self._lend(answer, loose=loose, waited=waited)
+            answer.uses += 1
+            answer.loose = loose
+            if state.observed:
+                self._observe(answer, waited)
             return answer
         if isinstance(answer, _Picture):
-            raise self._timed_out(answer, waited, limit)
+            raise self._timed_out(answer, loop.time() - now, limit)
         state.gets_failed += 1
         raise self._refusal(cast("_Failure", answer).error)
+
+    def _check_get(self) -> asyncio.Task[Any] | None:
+        """Say why a get cannot be, or that it is right all the same: some loops run callbacks that await by hand."""
+        try:
+            self.check_open()
+        except PoolClosed:
+            self.state.gets_failed += 1
+            raise
+        return current_task(self.loop)
+
+    def _overloaded(self) -> PoolOverloaded:
+        self.state.gets_failed += 1
+        return PoolOverloaded(
+            f"{self.label}: {self.numbers()}, and max_waiting={self.config.max_waiting}: try again later, or raise "
+            "max_waiting or max_size"
+        )
 
     async def try_acquire(self) -> Slot[C] | None:
         """Lend an idle connection, tested if it must be, or None: never queues for a return, never connects."""
         self.check_open()
         now = self.loop.time()
-        slot = self._take(now)
+        task = current_task(self.loop)
+        slot = None if self.state.live else self._take(task, now)
         if slot is None and self.state.stale and not self.state.live:
-            waiter = GetWaiter[C](self.loop.create_future(), asyncio.current_task(), now, inf, idle_only=True)
+            waiter: GetWaiter[C] = GetWaiter(self.loop.create_future(), task, now, inf, idle_only=True)
             self.state.enqueue(waiter, now)
             self.after()
             try:
@@ -550,20 +581,22 @@ class PoolTasks(Generic[C]):
                 raise self._refusal(answer.error)
             slot = cast("Slot[C] | None", answer)
         if slot is not None:
-            self._lend(slot, loose=True, waited=self.loop.time() - now)
+            slot.uses += 1
+            slot.loose = True
+            if self.state.observed:
+                self._observe(slot, slot.stamp - now)
         return slot
 
-    def _take(self, now: float) -> Slot[C] | None:
+    def _take(self, task: Any, now: float) -> Slot[C] | None:
         slot = self.state.take(now)
         if slot is not None:
-            slot.holder = asyncio.current_task()
+            slot.holder = task
             slot.stamp = now
         self.after()
         return slot
 
-    def _lend(self, slot: Slot[C], *, loose: bool, waited: float) -> None:
-        slot.uses += 1
-        slot.loose = loose
+    def _observe(self, slot: Slot[C], waited: float) -> None:
+        """Tell who wants to know that a connection was lent."""
         if self._stacks:
             slot.stack = _stack()
             slot.reported = False
@@ -588,16 +621,6 @@ class PoolTasks(Generic[C]):
         refusal = ConnectError(f"{self.label}: connecting failed: {_text(error)}; {self.numbers()}")
         refusal.__cause__ = error
         return refusal
-
-    def _arm_deadline(self, waiter: GetWaiter[C]) -> asyncio.TimerHandle | None:
-        """One shared timer serves the default time-out, whose queue stands in the order of the deadlines."""
-        if waiter.limit == inf or not waiter.queued:
-            return None
-        if not waiter.patient:
-            return self.loop.call_at(waiter.deadline, self._expire, waiter, context=self._context)
-        if self._queue_timer is None:
-            self._queue_timer = self.loop.call_at(waiter.deadline, self._expire_queue, context=self._context)
-        return None
 
     def _expire(self, waiter: GetWaiter[C]) -> None:
         if waiter.offer_picture(self._picture(waiter)):
@@ -683,9 +706,10 @@ class PoolTasks(Generic[C]):
         now = self.loop.time()
         if self._listeners:
             self.emit(CheckedIn(slot.id, now - slot.stamp))
-        if state.give_back(slot, now, raised=raised, discard=discard) and self.wipe(slot):
+        if state.give_back(slot, now, raised=raised, discard=discard) and (self.reset is None or self.wipe(slot)):
             state.restock(slot, now)
-        self.after()
+        if state.orders or state.validating or state.resetting or (state.fresh and state.parked):
+            self.after()
 
     def wipe(self, slot: Slot[C]) -> bool:
         """Wipe what the borrower left behind. True: there is nothing to wipe; else the connection comes back later."""
@@ -760,7 +784,8 @@ class PoolTasks(Generic[C]):
             if self._alarm is not None:
                 self._alarm.cancel()
             self._alarm = self.loop.call_at(when, self._on_alarm, context=self._context)
-        if state.live and self._deadlock_check is None and self.config.detect_deadlock and state.might_deadlock():
+        if state.live and not self._watching and state.might_deadlock():
+            self._watching = True
             delay = max(0.0, self._next_deadlock_check - state.tick)
             self._deadlock_check = self.loop.call_later(delay, self._find_deadlock, 2, context=self._context)
 
@@ -899,6 +924,7 @@ class PoolTasks(Generic[C]):
         """In the child of a fork: if the pool is open, it is the parent's."""
         self.forked = self.life not in ("new", "closed")
         self.state.slow = True
+        self.thread = 0
 
     # -- beside the pool
 
@@ -1068,9 +1094,11 @@ class PoolTasks(Generic[C]):
     def _find_deadlock(self, turns: int) -> None:
         state = self.state
         self._deadlock_check = None
+        self._watching = False
         if not state.might_deadlock():
             return
         if turns:
+            self._watching = True
             self._deadlock_check = self.loop.call_soon(self._find_deadlock, turns - 1, context=self._context)
             return
         # A look goes through all waiters: under load it must stay rare.
@@ -1096,7 +1124,7 @@ class PoolTasks(Generic[C]):
     def is_broken(self, conn: C) -> bool:
         """Ask ``has_broken``. Raising means broken."""
         try:
-            return bool(self.has_broken(conn))
+            return self.has_broken(conn)
         except Exception as error:  # noqa: BLE001 - whatever an adapter raises
             self.hook_failed(error, "has_broken raised, so the connection counts as broken")
             return True
