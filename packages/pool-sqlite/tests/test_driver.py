@@ -317,6 +317,19 @@ def test_wal_that_the_database_refuses_is_an_error(db: Any, tmp_path: Path) -> N
     assert "wal=True" in str(error)
 
 
+def test_foreign_keys_that_sqlite_was_built_without_are_an_error(db: Any) -> None:
+    """SQLite itself passes over the PRAGMA in silence, and no constraint would hold."""
+
+    class Without(sqlite3.Connection):
+        def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+            return super().execute("SELECT 0" if "foreign_keys" in sql else sql, *args)
+
+    error = connect_error(db.manager(foreign_keys=True, factory=Without))
+    assert isinstance(error, sqlite3.NotSupportedError)
+    assert "foreign_keys=True" in str(error)
+    assert not db.manager().is_transient(error)
+
+
 def test_is_valid_makes_a_round_trip(db: Any) -> None:
     """And says exactly True, also under a row factory of the borrower's."""
 

@@ -121,3 +121,18 @@ def test_write_ahead_logging_in_memory_is_refused() -> None:
     """There is no such thing, and an option that does nothing would be a lie."""
     with pytest.raises(ValueError, match="wal=True: a memory database"):
         SqliteConnectionManager(":memory:", wal=True)
+
+
+def test_an_older_sqlite_shares_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 3.36 its memory VFS could not be shared: one database for all it is there, too."""
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 35, 5))
+
+    async def look() -> None:
+        manager = SqliteConnectionManager(":memory:")
+        one, two = await manager.connect(), await manager.connect()
+        await one.execute("CREATE TABLE things (name TEXT)")
+        assert list(await two.execute_fetchall("SELECT * FROM things")) == []
+        await manager.close(one)
+        await manager.close(two)
+
+    asyncio.run(look())

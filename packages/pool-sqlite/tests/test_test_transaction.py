@@ -226,7 +226,7 @@ def test_a_test_transaction_that_sqlite_ended_is_broken(db: Any) -> None:
 
 
 def test_factories_and_cursors_are_put_back_here_too(db: Any) -> None:
-    """The rest of the session stays: PRAGMAs and DETACH do nothing within a transaction anyway."""
+    """The rest of the session stays: most PRAGMAs do nothing within a transaction anyway."""
 
     async def look() -> None:
         async with db.connection(test_transaction=True) as (manager, conn):
