@@ -40,26 +40,25 @@ class PooledConnection(Generic[C]):
         finally:
             lease.release()
 
-    A lease that is garbage-collected unreleased costs its connection and warns with a ResourceWarning.
+    An awaited lease that is garbage-collected unreleased costs its connection and warns with a ResourceWarning.
     """
 
-    __slots__ = ("__weakref__", "_pool", "_slot", "_timeout")
+    __slots__ = ("_pool", "_slot", "_timeout")
 
     def __init__(self, pool: Pool[C], timeout: float | None) -> None:
         self._pool = pool
         self._timeout = timeout
         self._slot: Slot[C] = _NEW
 
-    # The warm path: these two, and nothing else. While `state.slow` is false they may lend and take back by
-    # themselves what PoolState would lend and take back; a property test holds the two ways equal.
+    # The warm path: these two, and nothing else. While `state.slow` is false (and with it `state.floor` small) they may
+    # lend and take back by themselves what PoolState would lend and take back; a property test holds the ways equal.
 
     async def __aenter__(self) -> C:
         pool = self._pool
         state = pool._state
         if (
-            state.slow
+            len(state.fresh) <= state.floor
             or self._slot is not _NEW
-            or len(state.fresh) <= state.floor
             # In this thread, and with a task of this loop running: so this is the pool's loop, and this its task.
             or get_ident() != pool._thread
             or (task := current_task(pool._loop)) is None
@@ -181,6 +180,20 @@ class PooledConnection(Generic[C]):
         self._slot = _OVER
         tasks.give_back(slot, raised=raised, discard=discard)
 
+    def __repr__(self) -> str:
+        slot = self._slot
+        how = "not acquired" if slot is _NEW else "released" if slot is _OVER else f"connection #{slot.id}"
+        return f"<PooledConnection of {self._pool._tasks.label}: {how}>"
+
+
+class _AwaitedConnection(PooledConnection[C]):
+    """A lease that was awaited: no block ends it, so it may be lost, and it may be taken for its connection.
+
+    A class of its own, since a finalizer costs each lease 60 ns, and a ``__getattr__`` each attribute of the warm path.
+    """
+
+    __slots__ = ()
+
     def __del__(self) -> None:
         # May run in any thread, and at the end of the interpreter.
         slot = self._slot
@@ -200,20 +213,6 @@ class PooledConnection(Generic[C]):
         )
         if not tasks.loop.is_closed():
             tasks.loop.call_soon_threadsafe(tasks.reclaim, slot)
-
-    def __repr__(self) -> str:
-        slot = self._slot
-        how = "not acquired" if slot is _NEW else "released" if slot is _OVER else f"connection #{slot.id}"
-        return f"<PooledConnection of {self._pool._tasks.label}: {how}>"
-
-
-class _AwaitedConnection(PooledConnection[C]):
-    """A lease that was awaited: it may be taken for its connection.
-
-    A class of its own, since a ``__getattr__`` would make every attribute of the warm path slower.
-    """
-
-    __slots__ = ()
 
     if not TYPE_CHECKING:  # pragma: no branch - type checkers find the mistake by themselves
 

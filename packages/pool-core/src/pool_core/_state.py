@@ -31,6 +31,8 @@ BACKOFF_FIRST = 0.2
 BACKOFF_MOST = 2.0
 PROBE_PATIENCE = 2.0
 """While backing off one connect at a time probes; an older one no longer counts as that one."""
+CLOSED = 1 << 60
+"""How many idle ones the warm path must leave when it may take none."""
 SWEEP_LEAST = 32
 """Dead waiters are swept when they outnumber the living, but not for fewer than this."""
 
@@ -206,7 +208,7 @@ class PoolState(Generic[C]):
         self.waiting = 0  # gets that wait until their task has gone on; a try_get is none
 
         self.slow = True
-        self.floor = 0
+        self.floor = CLOSED
         self.tick = 0.0
         self.parked = True
         self._beaten = 0.0
@@ -327,7 +329,7 @@ class PoolState(Generic[C]):
         self._tries += waiter.idle_only
         if not (self.stale or self.validating or self.approvals or self._room()):
             self.tick = now
-            self.slow = True  # nothing could help but a return: the common case of a busy pool
+            self.slow, self.floor = True, CLOSED  # nothing could help but a return: the common case of a busy pool
         else:
             self._pass_on()
             self._serve(now)
@@ -690,7 +692,7 @@ class PoolState(Generic[C]):
         assert opened == len(self.slots) + sum(self.closed.values()), "the books do not balance"
         assert self.slow or (self.is_open and not self.live), "the warm path is open to overtakers"
         if self.slow is False and self.min_idle and self._room():
-            idle_after_get = self.floor + len(self.stale)
+            idle_after_get = self.floor + len(self.stale) + self._coming()
             assert idle_after_get >= self.min_idle, "the warm path undercuts min_idle"
         if self._may_connect(self.tick):
             assert self._lack() <= self._tries, "capacity is free, somebody waits, and nobody makes progress"
@@ -706,6 +708,10 @@ class PoolState(Generic[C]):
         if self.failures:
             return now >= self.retry_at and all(approval.late for approval in self.approvals)
         return True
+
+    def _coming(self) -> int:
+        """What is under way and nobody waits for: it will be idle soon."""
+        return max(0, len(self.approvals) + len(self.validating) + len(self.resetting) - self.live)
 
     def _lack(self) -> int:
         """How many more wait than have supply under way: connects with a future, tests and resets that are not slow."""
@@ -746,8 +752,7 @@ class PoolState(Generic[C]):
     def _top_up(self, now: float) -> None:
         if self._paused or not self.is_open:
             return
-        coming = len(self.approvals) + len(self.validating) + len(self.resetting)
-        lack = self.min_idle - len(self.fresh) - len(self.stale) - max(0, coming - self.live)
+        lack = self.min_idle - len(self.fresh) - len(self.stale) - self._coming()
         while lack > 0 and self._may_connect(now):
             self._mint(None, now)
             lack -= 1
@@ -956,7 +961,12 @@ class PoolState(Generic[C]):
             or self.config.max_uses is not None
             or len(self.slots) > self.max_size
         )
-        self.floor = max(0, self.min_idle - len(self.stale)) if self.min_idle and self._room() else 0
+        if self.slow:
+            self.floor = CLOSED
+        elif self.min_idle and self._room():
+            self.floor = max(0, self.min_idle - len(self.stale) - self._coming())
+        else:
+            self.floor = 0
 
 
 def _late_at(jobs: dict[Slot[Any], None], last: float) -> float:

@@ -38,7 +38,7 @@ from ._events import (
     ResetFailed,
     TimedOut,
 )
-from ._state import Approval, Order, PoolState, Slot, Waiter
+from ._state import CLOSED, Approval, Order, PoolState, Slot, Waiter
 from ._statistics import Holder
 
 if TYPE_CHECKING:
@@ -495,7 +495,8 @@ class PoolTasks(Generic[C]):
         now = loop.time()
         if found_broken is not None:
             state.found_broken(found_broken, now)
-        if not state.live:
+            self.after()
+        if state.fresh:  # then nobody waits
             slot = self._take(task, now)
             if slot is not None:
                 slot.uses += 1
@@ -567,7 +568,7 @@ class PoolTasks(Generic[C]):
         self.check_open()
         now = self.loop.time()
         task = current_task(self.loop)
-        slot = None if self.state.live else self._take(task, now)
+        slot = self._take(task, now)
         if slot is None and self.state.stale and not self.state.live:
             waiter: GetWaiter[C] = GetWaiter(self.loop.create_future(), task, now, inf, idle_only=True)
             self.state.enqueue(waiter, now)
@@ -923,7 +924,7 @@ class PoolTasks(Generic[C]):
     def mark_forked(self) -> None:
         """In the child of a fork: if the pool is open, it is the parent's."""
         self.forked = self.life not in ("new", "closed")
-        self.state.slow = True
+        self.state.slow, self.state.floor = True, CLOSED
         self.thread = 0
 
     # -- beside the pool

@@ -98,6 +98,7 @@ class FaultProxy:
             self._delay = 0.0
             self._listen()
             for link in list(self._links):
+                link.resting.clear()
                 link.pump()
 
         self._call(heal)
