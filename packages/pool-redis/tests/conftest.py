@@ -9,6 +9,8 @@ from pool_redis import LeasedRedis, RedisConnectionManager
 
 from containers.servers import Server, ServerFactory
 
+from . import fleet
+
 T = TypeVar("T")
 PASSWORD = "canary-7f3a"
 
@@ -53,3 +55,17 @@ async def closed_by_server(client: LeasedRedis, manager: RedisConnectionManager)
             return
         await asyncio.sleep(0.01)
     raise AssertionError("two seconds after its end the connection does not count as broken")
+
+
+@pytest.fixture(scope="session")
+def cluster(server: ServerFactory) -> Iterator[fleet.Fleet]:
+    """Three masters and three replicas."""
+    with fleet.cluster(server("redis")) as mine:
+        yield mine
+
+
+@pytest.fixture(scope="session")
+def watched(server: ServerFactory) -> Iterator[tuple[fleet.Fleet, fleet.Fleet]]:
+    """A master, two replicas, three sentinels."""
+    with fleet.sentinels(server("redis")) as mine:
+        yield mine

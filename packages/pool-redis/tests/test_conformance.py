@@ -1,16 +1,26 @@
-"""The kit's questions to the manager of one Redis server, in both versions of its protocol."""
+"""The kit's questions: to the manager of one server, in both versions of its protocol, of a Sentinel's and a cluster."""
 
 # redis-py types the commands of a pipeline as awaitables, and some of its methods not at all.
 # mypy: disable-error-code="no-untyped-call,attr-defined"
 # pyright: reportAttributeAccessIssue=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import pytest
+import redis
 from pool_core.testing import ManagerConformance, Probe
-from pool_redis import LeasedRedis, RedisConnectionManager
+from pool_redis import (
+    LeasedRedis,
+    LeasedRedisCluster,
+    RedisClusterConnectionManager,
+    RedisConnectionManager,
+    RedisSentinelConnectionManager,
+)
 
-from containers.servers import Server
+from containers.servers import Server, ServerFactory
+
+from .fleet import Fleet, until
 
 PASSWORD = "canary-7f3a"
 
@@ -51,8 +61,6 @@ class TestRedis3(ManagerConformance[LeasedRedis]):
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def _server(cls, guarded: Server) -> Iterator[None]:
-        import redis
-
         cls.host, cls.port = guarded.host, guarded.port
         with redis.Redis(host=cls.host, port=cls.port, password=PASSWORD) as admin:
             admin.acl_setuser("other", enabled=True, passwords=["+word"], commands=["+@all"], keys=["*"])
@@ -101,3 +109,112 @@ class TestRedis2(TestRedis3):
 
     protocol = 2
     probes = tuple(probe for probe in TestRedis3.probes if probe.name != "protocol")
+
+
+class TestSentinel(TestRedis3):
+    """The master that real sentinels name; its address is remapped to the kit's proxy."""
+
+    protocol = 3
+    secrets = ("other-canary",)
+    sentinels: Fleet
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _server(cls, watched: tuple[Fleet, Fleet]) -> Iterator[None]:
+        data, cls.sentinels = watched
+        cls.host, cls.port = "127.0.0.1", next(port for port in data.ports if data.role(port) == "master")
+        data.ask(cls.port, "ACL", "SETUSER", "other", "on", ">word", "+@all", "~*")
+        data.ask(cls.port, "ACL", "SETUSER", "conformant", "on", ">other-canary", "+@all", "~*", "&*")
+        with redis.Redis(port=cls.port, db=5) as admin:
+            admin.set("only in database", 5)
+        yield
+        data.ask(cls.port, "ACL", "DELUSER", "other", "conformant")
+
+    def manager(self, host: str, port: int, **options: Any) -> RedisConnectionManager:
+        return RedisSentinelConnectionManager(
+            sentinels=[("127.0.0.1", port) for port in self.sentinels.ports],
+            address_remap=lambda address: (host, port),
+            **{"username": "conformant", "password": "other-canary", "protocol": self.protocol, **options},
+        )
+
+    def bad_credentials(self, host: str, port: int) -> Mapping[str, RedisConnectionManager]:
+        return {
+            "a wrong password": self.manager(host, port, password="wrong"),
+            "an unknown database": self.manager(host, port, db=99),
+            "an unknown service": self.manager(host, port, service="theirs"),
+        }
+
+
+class TestCluster(ManagerConformance[LeasedRedisCluster]):
+    """A cluster of one node, so that all of it goes through the kit's proxy."""
+
+    secrets = (PASSWORD,)
+    commands: ClassVar[dict[str, Any]] = {}
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _server(cls, server: ServerFactory) -> Iterator[None]:
+        with server("redis", fresh=True, password=PASSWORD, args=["--cluster-enabled", "yes"]) as mine:
+            cls.host, cls.port = mine.host, mine.port
+            with redis.Redis(host=mine.host, port=mine.port, password=PASSWORD, decode_responses=True) as admin:
+                admin.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+                admin.acl_setuser("other", enabled=True, passwords=["+word"], commands=["+@all"], keys=["*"])
+                until(
+                    lambda: "'cluster_state': 'ok'" in str(admin.execute_command("CLUSTER INFO")),
+                    "all slots are served",
+                )
+            yield
+
+    @property
+    def probes(self) -> Sequence[Probe[LeasedRedisCluster]]:  # type: ignore[override]
+        def left_behind(name: str, *command: str, look: str) -> Probe[LeasedRedisCluster]:
+            async def dirty(client: LeasedRedisCluster) -> None:
+                await client.execute_command(*command, target_nodes=client.get_default_node())
+
+            async def seen(client: LeasedRedisCluster) -> object:
+                return await client.execute_command(*look.split(), target_nodes=client.get_default_node())
+
+            return Probe(name, dirty, seen)
+
+        return [
+            left_behind("open transaction", "MULTI", look="ECHO x"),
+            left_behind("name", "CLIENT SETNAME", "someone", look="CLIENT GETNAME"),
+            left_behind("user", "AUTH", "other", "word", look="ACL WHOAMI"),
+        ]
+
+    def manager(self, host: str, port: int, **options: Any) -> RedisClusterConnectionManager:
+        given = {"password": PASSWORD, **options}
+        made = RedisClusterConnectionManager(nodes=[(host, port)], address_remap=lambda address: (host, port), **given)
+        made._known_commands = self.commands  # 200 kB, which the first connect fetches: at five bytes a piece too much
+        return made
+
+    def bad_credentials(self, host: str, port: int) -> Mapping[str, RedisClusterConnectionManager]:
+        return {
+            "a wrong password": self.manager(host, port, password="wrong"),
+            "no password": RedisClusterConnectionManager(nodes=[(host, port)]),
+        }
+
+    async def use(self, conn: LeasedRedisCluster) -> None:
+        await conn.set("pool-redis:key", "hello")
+        assert await conn.get("pool-redis:key") == b"hello"
+
+    async def slow_request(self, conn: LeasedRedisCluster) -> None:
+        await conn.blpop(["never"], timeout=10)
+
+    async def leave_unread(self, conn: LeasedRedisCluster) -> None:
+        await conn.ping()
+        [connection] = [connection for connection in conn.sockets if connection.is_connected]
+        await connection.send_command("ECHO", "somebody else's")
+
+    async def begin(self, conn: LeasedRedisCluster) -> None:
+        await conn.execute_command("MULTI", target_nodes=conn.get_default_node())
+
+    async def in_transaction(self, conn: LeasedRedisCluster) -> bool:
+        return bool(await conn.execute_command("ECHO", "x", target_nodes=conn.get_default_node()) == b"QUEUED")
+
+    async def server_kill(self, conn: LeasedRedisCluster) -> None:
+        number = await conn.execute_command("CLIENT ID", target_nodes=conn.get_default_node())
+        manager = self.manager(self.host, self.port)
+        admin = await manager.connect()
+        await admin.execute_command("CLIENT KILL", "ID", number, target_nodes=admin.get_default_node())
+        await manager.close(admin)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from redis.asyncio.client import Redis
 from redis.asyncio.connection import AbstractConnection, ConnectionPoolInterface
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 try:
@@ -66,6 +66,13 @@ _CLIENT_MARKS: Final[Mapping[str, tuple[int, int]]] = {
 }
 
 
+class Owner(Protocol):
+    """Who wants to know what becomes of a connection."""
+
+    def opened(self, connection: TrackedConnection, /) -> None: ...
+    def failed(self) -> None: ...
+
+
 class TrackedConnection(AbstractConnection):
     """Mixed into one of redis-py's connections by :func:`tracked`.
 
@@ -76,6 +83,9 @@ class TrackedConnection(AbstractConnection):
         sealed: refuse to reconnect, since a new connection under an old lease would have another age and session.
         spoken: the passwords sent until the connection was sealed: errors must not show them.
         lease: room for what :class:`pool_redis.RedisPool` keeps with a connection that it has lent.
+        owner: the cluster client that this connection to one of its nodes belongs to, and that may reconnect it.
+        role: what a Sentinel's server was when it was connected to.
+        writes: it was connected to as a master, so that an answer READONLY means it is none any more.
     """
 
     unanswered: int = 0
@@ -84,6 +94,9 @@ class TrackedConnection(AbstractConnection):
     sealed: bool = False
     spoken: tuple[str, ...] = ()
     lease: Any = None
+    owner: Owner | None = None
+    role: str = ""
+    writes: bool = False
     leftover: Callable[[], bool] | None = None
     _blind: int = 0
     _strict_retry: Retry | None = None
@@ -144,8 +157,10 @@ class TrackedConnection(AbstractConnection):
             reply = await super().read_response(
                 disable_decoding, timeout, disconnect_on_error=disconnect_on_error, push_request=push_request
             )
-        except ResponseError:
+        except ResponseError as error:
             self.unanswered -= 1
+            if self.writes and isinstance(error, ReadOnlyError):
+                self.dirt |= _LOST
             raise
         if reply is not None or timeout is None:
             self.unanswered -= 1
@@ -157,10 +172,30 @@ class TrackedConnection(AbstractConnection):
                 f"this leased connection to {self._host_error()} is closed, and a lease never reconnects: "
                 "release it and get another one"
             )
-        if self.lease is not None:  # redis-py reconnects for its user; such a connection is not as old as its entry
-            self.dirt |= _LOST
-        self.unanswered = 0
         await super()._connect()  # type: ignore[safe-super, no-untyped-call]
+
+    async def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
+        """Connect if need be, and shake hands. Redis-py's every way to a connection leads through here."""
+        if self.is_connected:
+            return
+        # redis-py packs a command before it connects for it: what is noted of it must outlive the handshake.
+        dirt = self.dirt
+        await super().connect_check_health(check_health, retry_socket_connect)
+        if self.owner is not None:
+            self._look_around()
+            self.dirt = dirt
+            self.owner.opened(self)
+        elif self.lease is not None:  # redis-py has reconnected for its user: younger than the pool believes
+            self.dirt |= _LOST
+
+    async def disconnect(self, nowait: bool = False, *details: Any, **more: Any) -> None:
+        """Close the socket. With `nowait` redis-py does so after a failure, and at the end of a PubSub."""
+        if nowait and self.owner is not None:
+            self.owner.failed()
+        try:
+            await super().disconnect(nowait, *details, **more)
+        finally:
+            self.unanswered = self.dirt = 0
 
     @property
     def subscribed(self) -> bool:
@@ -173,9 +208,13 @@ class TrackedConnection(AbstractConnection):
 
     def seal(self) -> None:
         """Begin to keep watch: the handshake is over."""
-        self.sealed, self.unanswered, self.dirt, self.spoken = True, 0, 0, ()
+        self._look_around()
+        self.sealed, self.unanswered, self.dirt = True, 0, 0
         if HImportRegistry is not None:
             self.himport_registry = HImportRegistry()
+
+    def _look_around(self) -> None:
+        self.spoken = ()
         if self.redis_connect_func is not None:
             self.limit = 1  # what a handshake of the user's own has set, only that handshake can set again
         # A redis-py that keeps its input elsewhere leaves us blind: then a connection is used once.
@@ -231,6 +270,7 @@ class TrackedConnection(AbstractConnection):
     def drop(self) -> None:
         """Close the socket at once: no goodbye, no waiting."""
         writer, self._reader, self._writer = self._writer, None, None
+        self.unanswered = self.dirt = 0
         self._parser.on_disconnect()  # type: ignore[no-untyped-call]
         if writer is not None:
             with contextlib.suppress(RuntimeError):  # its loop is closed
@@ -244,7 +284,41 @@ def tracked(connection_class: type[AbstractConnection]) -> type[TrackedConnectio
     return type(f"Tracked{connection_class.__name__}", (TrackedConnection, connection_class), {})
 
 
-class Pin(ConnectionPoolInterface):
+class Turns:
+    """A lock among tasks, which one task may take again while it holds it: ``async with``, or take and give up.
+
+    Attributes:
+        holds: how often it is taken now.
+    """
+
+    def __init__(self) -> None:
+        self.holds = 0
+        self._holder: asyncio.Task[Any] | None = None
+        self._turn = asyncio.Lock()
+
+    async def take(self) -> None:
+        """Wait for one's turn."""
+        task = asyncio.current_task()
+        if not self.holds or self._holder is not task:
+            await self._turn.acquire()
+            self._holder = task
+        self.holds += 1
+
+    def give_up(self) -> None:
+        """End one's turn; any task may do it for the one that took it."""
+        self.holds -= 1
+        if not self.holds:
+            self._holder = None
+            self._turn.release()
+
+    async def __aenter__(self) -> None:
+        await self.take()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.give_up()
+
+
+class Pin(Turns, ConnectionPoolInterface):
     """What a leased client takes for its pool: it gives out one connection, ever.
 
     Several tasks may use the client: their requests take turns. One task may use it while it holds it (commands
@@ -253,37 +327,28 @@ class Pin(ConnectionPoolInterface):
     """
 
     def __init__(self, connection: TrackedConnection, encoder: Encoder, options: Mapping[str, Any]) -> None:
+        super().__init__()
         self.connection = connection
         self.connection_kwargs = dict(options)
-        self.holds = 0
         self._encoder = encoder
-        self._holder: asyncio.Task[Any] | None = None
-        self._turn = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"<the one connection {self.connection!r}>"
 
     async def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> TrackedConnection:
         """Wait for one's turn, and get the connection."""
-        task = asyncio.current_task()
         if self.connection.subscribed and self.connection.is_connected:
             raise RedisError(
                 "this leased connection listens for a PubSub or Monitor, so it can answer no command: "
                 "close that one, or use a second lease"
             )
-        if not self.holds or self._holder is not task:
-            await self._turn.acquire()
-            self._holder = task
-        self.holds += 1
+        await self.take()
         return self.connection
 
     async def release(self, connection: AbstractConnection) -> None:
         """End one's turn. Redis-py may call it in another task than the one that got the connection."""
         if connection is self.connection and self.holds:
-            self.holds -= 1
-            if not self.holds:
-                self._holder = None
-                self._turn.release()
+            self.give_up()
 
     def get_encoder(self) -> Encoder:
         """The connection's encoder."""
@@ -366,6 +431,18 @@ def is_broken(client: LeasedRedis, /) -> bool:
     ):
         return True
     return False
+
+
+def is_out_of_step(connection: TrackedConnection) -> bool:
+    """Tell whether a node's connection is dead, or has more to say than was asked. A closed one connects again."""
+    reader = connection._reader
+    return reader is not None and bool(
+        connection.unanswered
+        or reader._buffer  # type: ignore[attr-defined]
+        or reader.at_eof()
+        or reader.exception() is not None
+        or (connection.leftover is not None and connection.leftover())
+    )
 
 
 def _text(word: object) -> str:

@@ -150,7 +150,7 @@ class RedisConnectionManager:
             connection.drop()
             if not isinstance(error, Exception):
                 raise
-            failure = _presentable(error, connection.spoken, settings.where)
+            failure = presentable(error, connection.spoken, settings.where)
             if failure is error:
                 raise
         else:
@@ -205,7 +205,7 @@ async def _speaks_plain_text(connection: TrackedConnection) -> bool:
             writer.transport.abort()
 
 
-def _presentable(error: Exception, secrets: tuple[str, ...], where: str) -> Exception:
+def presentable(error: Exception, secrets: tuple[str, ...], where: str) -> Exception:
     """The same error, or one to raise in its place because its text would show a secret or explain nothing."""
     if isinstance(error, InvalidResponse):
         return WrongServer(f"what answers at {where} does not speak the Redis protocol (or wants TLS: rediss://)")

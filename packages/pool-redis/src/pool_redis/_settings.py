@@ -138,6 +138,47 @@ def from_url(url: str) -> dict[str, Any]:
     )
 
 
+def hosts_from_url(url: str, kind: str) -> tuple[list[tuple[str, int | None]], str, dict[str, Any]]:
+    """Read a URL of several hosts: ``redis+<kind>://user:password@host:port,host:port/path?options``.
+
+    Returns:
+        The hosts, the path without its first "/", and the options that the URL stands for, host and port excluded.
+
+    Raises:
+        ValueError: as `from_url`, without a word of the URL.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"a URL is a str, not {type(url).__name__}")
+    scheme, _, rest = url.partition("://")
+    schemes = {f"{plain}+{kind}": plain for plain in ("redis", "rediss")}
+    if scheme not in schemes or not rest:
+        raise ValueError(f"the URL has no scheme that is known here: allowed are {'://, '.join(schemes)}://")
+    end = min((rest.index(mark) for mark in "/?#" if mark in rest), default=len(rest))
+    login, at, places = rest[:end].rpartition("@")
+    tail = rest[end:]
+    path = unquote(tail.partition("?")[0].partition("#")[0].lstrip("/"))
+    question, query = ("?", tail.partition("?")[2]) if "?" in tail else ("", "")
+    try:
+        if "@" in tail or "#" in tail:
+            raise ValueError
+        hosts = []
+        for place in places.split(","):
+            parts = urlsplit(f"redis://{place}")
+            if not parts.hostname or parts.path:
+                raise ValueError
+            hosts.append((unquote(parts.hostname), parts.port))
+    except ValueError:
+        hosts = []
+    if not hosts:
+        raise ValueError(
+            f"the {scheme} URL is not valid: after the login come hosts, host:port,host:port. Percent-encode what is "
+            "special in a user name or password ('/' is %2F, '@' is %40, '#' is %23, '?' is %3F, ':' is %3A)"
+        )
+    options = from_url(f"{schemes[scheme]}://{login}{at}host{question}{query}")
+    options.pop("host")
+    return hosts, path, options
+
+
 def _refuse_foreign(options: Mapping[str, Any]) -> None:
     for name in _RETRIES:
         if options.get(name):

@@ -1,0 +1,319 @@
+"""Redis Cluster: the lease is a whole cluster client, with at most one connection to each node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from redis._parsers import AsyncCommandsParser
+from redis.asyncio.cluster import ClusterNode, ClusterPipeline, RedisCluster
+from redis.credentials import UsernamePasswordCredentialProvider
+from redis.exceptions import ClusterDownError, RedisClusterException, RedisError, ResponseError
+
+from ._connection import TrackedConnection, Turns, is_out_of_step, tracked
+from ._manager import RedisConnectionManager, WrongServer, presentable
+from ._settings import hosts_from_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from redis.asyncio.retry import Retry
+
+Address = tuple[str, int]
+
+_NODE_PORT: Final = 6379
+_FOREIGN: Final = {
+    "startup_nodes": "give nodes=[(host, port), ...], or a redis+cluster:// URL",
+    "max_connections": "a lease has one connection to each node",
+    "db": "a cluster has only database 0",
+    "path": "a cluster is reached over TCP",
+    "unix_socket_path": "a cluster is reached over TCP",
+    "connection_class": "a cluster client chooses it itself",
+    "redis_connect_func": "a cluster client needs it itself",
+}
+
+
+class _Commands(AsyncCommandsParser):
+    """What COMMAND says, asked once for all leases of a manager: the answer has 200 kB, and never changes."""
+
+    known: dict[str, Any]
+
+    async def initialize(self, node: ClusterNode | None = None) -> None:
+        if node is not None:
+            self.node = node
+            if self.known:
+                self.commands = self.known
+                return
+        await super().initialize(node)
+        self.known.update(self.commands)
+
+
+class _Pipeline(ClusterPipeline):
+    """Takes its turn on the lease's connections, as each command does."""
+
+    async def execute(self, *args: Any, **kwargs: Any) -> Any:
+        client = self.cluster_client
+        if not isinstance(client, LeasedRedisCluster):
+            return await super().execute(*args, **kwargs)
+        async with client.turns:
+            return await super().execute(*args, **kwargs)
+
+
+class LeasedRedisCluster(RedisCluster):
+    """The client that a lease yields: redis-py's own cluster client, with at most one connection to each node.
+
+    Several tasks may use it: they take turns. It follows MOVED and ASK, slots that migrate and nodes that fail.
+
+    Attributes:
+        sockets: the connections that are or were open, of whatever node.
+        spoilt: the client itself was changed, so that it must not be lent again.
+        closed: it must open no socket any more, whatever redis-py retries.
+    """
+
+    def __init__(self, known_commands: dict[str, Any], **options: Any) -> None:
+        self.sockets: list[TrackedConnection] = []
+        self.spoilt = self.closed = False
+        self.turns = Turns()
+        super().__init__(**options, max_connections=1)
+        plain = self.connection_kwargs["connection_class"]
+        assert isinstance(plain, type)
+        connection_class = tracked(plain)
+
+        def connection(**kwargs: Any) -> TrackedConnection:
+            made = connection_class(**kwargs)
+            made.owner = self
+            made.sealed = self.closed
+            return made
+
+        # redis-py makes connections wherever it learns of a node; all of them are to be seen.
+        self.connection_kwargs["connection_class"] = connection
+        for node in self.nodes_manager.startup_nodes.values():
+            node.connection_class = connection  # type: ignore[assignment]
+        commands = _Commands()
+        commands.known = known_commands
+        self.commands_parser = commands
+
+    def opened(self, connection: TrackedConnection, /) -> None:
+        """Know all sockets."""
+        self.sockets = [other for other in self.sockets if other.is_connected and other is not connection]
+        self.sockets.append(connection)
+
+    def failed(self) -> None:
+        """After a lost connection redis-py goes on with a new one; this lease is the last of this client."""
+        self.spoilt = True
+
+    async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        """As redis-py's, in turn with the other tasks that use this lease."""
+        async with self.turns:
+            return await super().execute_command(*args, **kwargs)
+
+    def pipeline(self, transaction: Any | None = None, shard_hint: Any | None = None) -> ClusterPipeline:
+        """As redis-py's."""
+        if shard_hint:
+            raise RedisClusterException("shard_hint is deprecated in cluster mode")
+        return _Pipeline(self, transaction)  # type: ignore[abstract]  # redis-py's own annotation
+
+    def set_response_callback(self, command: str, callback: Any) -> None:
+        """As redis-py's; the lease's client is closed on return, since the callback would serve the next borrower."""
+        self.spoilt = True
+        super().set_response_callback(command, callback)
+
+    def set_retry(self, retry: Retry) -> None:
+        """As redis-py's; the lease's client is closed on return."""
+        self.spoilt = True
+        super().set_retry(retry)
+
+    def drop(self) -> None:
+        """Close all sockets at once."""
+        self.spoilt = self.closed = True
+        for node in (*self.nodes_manager.nodes_cache.values(), *self.nodes_manager.startup_nodes.values()):
+            for made in node._connections:
+                made.sealed = True  # type: ignore[attr-defined]
+        for connection in self.sockets:
+            connection.sealed = True
+            connection.drop()
+        self._initialize = True  # or redis-py complains when it is collected
+
+
+class RedisClusterConnectionManager:
+    """Opens cluster clients of their own for each lease: at most one connection to each node, made when first needed.
+
+    Args:
+        url: ``redis+cluster://[[user]:password@]host[:6379],host...[?options]``, or ``rediss+cluster://`` for TLS. Any
+            nodes will do: the others are learnt from them.
+        nodes: pairs of host and port, instead of the URL's.
+        options: the options of ``redis.asyncio.RedisCluster`` (``password``, ``decode_responses``, ``retry``,
+            ``require_full_coverage=True``, ``read_from_replicas``, ``address_remap``, ``socket_timeout=5`` s, ...).
+            Refused is what a lease decides: ``max_connections`` and the like.
+
+    Raises:
+        ValueError, TypeError: bad settings; never with a word of the URL.
+    """
+
+    def __init__(self, url: str | None = None, /, *, nodes: Iterable[Address] | None = None, **options: Any) -> None:
+        self._known_commands: dict[str, Any] = {}
+        self._configure(url, nodes, options)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} by {self._where}>"
+
+    def update(self, url: str | None = None, /, *, nodes: Iterable[Address] | None = None, **options: Any) -> None:
+        """Use other settings for new leases; present ones stay (``pool.evict()`` retires them).
+
+        With a `url` it says everything, as when the manager is made; else what is given replaces what was.
+        """
+        if url is None:
+            nodes = nodes or self._nodes
+            options = {**self._options.values, **options}
+        self._configure(url, nodes, options)
+
+    async def connect(self) -> LeasedRedisCluster:
+        """Make a client, let it learn the cluster from the first node that answers, and see that the cluster is up.
+
+        Raises:
+            WrongServer: what answers is no node of a cluster.
+            redis.ClusterDownError: the cluster says that it is down (not with ``require_full_coverage=False``).
+            redis.RedisError: no node answers, credentials are refused, ...
+        """
+        options = self._options.values
+        client = LeasedRedisCluster(
+            self._known_commands,
+            startup_nodes=[ClusterNode(host, port) for host, port in self._nodes],
+            **options,
+        )
+        try:
+            await client.initialize()
+            if options.get("require_full_coverage", True):
+                await self._see_that_it_is_up(client)
+            # The nodes that were asked first are asked again when the cluster changes; till then they need no socket.
+            served = {id(connection) for node in client.get_nodes() for connection in node._connections}
+            for connection in client.sockets:
+                if id(connection) not in served:
+                    connection.drop()
+        except BaseException as error:
+            secrets = self._options.secrets()
+            client.drop()
+            if not isinstance(error, Exception):
+                raise
+            failure = self._explained(error, secrets)
+            if failure is error:
+                raise
+        else:
+            return client
+        raise failure
+
+    async def is_valid(self, client: LeasedRedisCluster, /) -> bool:
+        """PING every node to which a connection is open, all at once; where none is, one node."""
+        if client.spoilt:  # a ping would only make new connections
+            return False
+        sockets = [connection for connection in client.sockets if connection.is_connected]
+        if not sockets:
+            return bool(await client.ping(target_nodes=RedisCluster.RANDOM))
+        for connection in sockets:
+            await connection.send_command("PING", check_health=False)
+        replies = [await connection.read_response() for connection in sockets]
+        return all(reply in (b"PONG", "PONG") for reply in replies)
+
+    def has_broken(self, client: LeasedRedisCluster, /) -> bool:
+        """See whether a node's connection is dead, out of step or held on to, or the client was changed. No I/O."""
+        return (
+            client.spoilt
+            or any(map(is_out_of_step, client.sockets))
+            or any(len(node._free) != len(node._connections) for node in client.get_nodes())
+        )
+
+    def reset(self, client: LeasedRedisCluster, /) -> None:
+        """Close the connections whose session the borrower changed: they are made again when they are needed.
+
+        Always None: there is nothing to wait for.
+        """
+        for connection in client.sockets:
+            if connection.dirt:
+                connection.drop()
+
+    async def close(self, client: LeasedRedisCluster, /) -> None:
+        """Close all connections."""
+        try:
+            for connection in client.sockets:
+                await connection.disconnect()
+        finally:
+            client.drop()
+
+    def terminate(self, client: LeasedRedisCluster, /) -> None:
+        """Drop all sockets."""
+        client.drop()
+
+    is_transient = RedisConnectionManager.is_transient
+
+    async def _see_that_it_is_up(self, client: LeasedRedisCluster) -> None:
+        connection = next((connection for connection in client.sockets if connection.is_connected), None)
+        if connection is None:
+            raise ClusterDownError("no node of the cluster is left that answered a moment ago")
+        await connection.send_command("CLUSTER INFO", check_health=False)
+        reply = await connection.read_response()
+        text = reply.decode() if isinstance(reply, bytes) else str(reply)
+        facts = dict(line.split(":", 1) for line in text.split() if ":" in line)
+        if facts.get("cluster_state") != "ok":
+            raise ClusterDownError(
+                f"the cluster is down: cluster_state is {facts.get('cluster_state')}, "
+                f"{facts.get('cluster_slots_ok')} of 16384 slots are served"
+            )
+
+    def _explained(self, error: Exception, secrets: tuple[str, ...]) -> Exception:
+        seen: BaseException | None = error
+        while seen is not None:
+            if isinstance(seen, ResponseError) and "cluster support disabled" in str(seen):
+                return WrongServer(f"no node of a cluster answers at {self._where}: cluster support is disabled there")
+            seen = seen.__cause__ or seen.__context__
+        return presentable(error, secrets, self._where)
+
+    def _configure(self, url: str | None, nodes: Iterable[Address] | None, options: dict[str, Any]) -> None:
+        found: dict[str, Any] = {}
+        if url is not None:
+            hosts, path, found = hosts_from_url(url, "cluster")
+            if path.strip("/") not in ("", "0"):
+                raise ValueError("the path of a redis+cluster URL is empty: a cluster has only database 0")
+            nodes = nodes or [(host, port or _NODE_PORT) for host, port in hosts]
+            if found.pop("connection_class", None) is not None:
+                found["ssl"] = True
+        chosen = [(host, int(port)) for host, port in nodes or ()]
+        if not chosen:
+            raise ValueError("nodes: at least one pair of host and port, in the URL or as an argument")
+        merged = {**found, **options}
+        for name, reason in _FOREIGN.items():
+            if merged.get(name):
+                raise ValueError(f"{name} is not for a lease of a cluster: {reason}")
+        checked = _Options(merged)
+        self._nodes, self._options = chosen, checked
+        self._where = ", ".join(f"{host}:{port}" for host, port in chosen)
+
+
+class _Options:
+    """The options of a cluster client, checked. Its repr shows nothing of them."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        values = dict(values)
+        # Not as a password, which redis-py would show in every node's connection_kwargs.
+        if values.get("username") or values.get("password"):
+            if values.get("credential_provider") is not None:
+                raise ValueError("give either username and password, or credential_provider")
+            values["credential_provider"] = UsernamePasswordCredentialProvider(
+                values.pop("username", None), values.pop("password", None)
+            )
+        self.values = values
+        try:
+            LeasedRedisCluster({}, startup_nodes=[ClusterNode("127.0.0.1", 1)], **values)
+        except TypeError as error:
+            raise TypeError(f"redis-py's RedisCluster refuses these settings: {error}") from None
+        except (RedisError, ValueError) as error:
+            raise ValueError(f"redis-py's RedisCluster refuses these settings: {error}") from None
+
+    def __repr__(self) -> str:
+        return "<options of a cluster client>"
+
+    def secrets(self) -> tuple[str, ...]:
+        """What no error may show."""
+        provider = self.values.get("credential_provider")
+        password = getattr(provider, "password", None)
+        return (password,) if isinstance(password, str) and password else ()
