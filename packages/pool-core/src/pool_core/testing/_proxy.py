@@ -351,7 +351,7 @@ class _Link:
     def _pump(self, way: Direction) -> None:
         sender, receiver = self.sides.get(way), self.sides.get("to_client" if way == "to_server" else "to_server")
         if self.over or receiver is None or not receiver.alive or way in self._faults.frozen or way in self.resting:
-            return
+            return None
         held = self.held[way]
         if held:
             size = len(held)
