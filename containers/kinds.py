@@ -239,7 +239,7 @@ class MariaDB(Kind):
                 version = str(cursor.fetchone()[0])
         finally:
             connection.close()
-        return ("MariaDB" if "MariaDB" in version else "MySQL"), version.split("-")[0]
+        return ("MariaDB" if "MariaDB" in version else "MySQL"), version.split("-", maxsplit=1)[0]
 
 
 class Mongo(Kind):

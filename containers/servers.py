@@ -106,7 +106,7 @@ class Server:
         """Whether it answers a query, asked on a new connection. Takes some seconds when it hangs."""
         try:
             self._kind.ask(self._site.address, self._site.execute)
-        except Exception:  # noqa: BLE001 (each driver has its own)
+        except Exception:
             return False
         return True
 
@@ -135,7 +135,7 @@ class Server:
     def _start(self) -> None:
         try:
             self._site.start()
-        except Exception as error:  # noqa: BLE001 (whatever it is, the reader wants the log)
+        except Exception as error:
             raise self._failure(f"could not be started: {error}") from None
 
     def _wait_for_an_answer(self) -> None:
@@ -145,7 +145,7 @@ class Server:
             try:
                 self.name, self.version = self._kind.ask(self._site.address, self._site.execute)
                 return
-            except Exception as error:  # noqa: BLE001 (each driver has its own for "not yet")
+            except Exception as error:
                 last = f"{type(error).__name__}: {error}"
             if not self._site.alive():
                 raise self._failure("ended while starting")

@@ -140,7 +140,7 @@ class ContainerSource:
                 return
         try:
             self._client.images.pull(self._hub + kind.image)
-        except Exception as error:  # noqa: BLE001 (of docker, requests and urllib3)
+        except Exception as error:
             reason = str(error).strip().splitlines()[-1][:200]
             raise Unavailable(f"no image {kind.image} and no registry ({reason}): as root, run {SETUP}") from None
         self._images[kind.image] = self._hub + kind.image

@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import pytest
-
 from pool_core import Pool, PoolError
 from pool_core.testing import NEVER, OK, Delay, ScriptedCustomizer, ScriptedManager, Steps, cancel_everywhere
 

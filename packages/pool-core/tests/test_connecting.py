@@ -6,9 +6,8 @@ import asyncio
 import logging
 
 import pytest
-
 from pool_core import ConnectError, Pool, PoolTimeout
-from pool_core.testing import NEVER, OK, Delay, ScriptedManager, SwallowCancel
+from pool_core.testing import NEVER, OK, Delay, FakeConnection, ScriptedManager, SwallowCancel
 
 from .helpers import books, closed, hold, turns, virtual
 
@@ -303,4 +302,22 @@ async def test_a_connect_cancelled_before_its_first_step_gives_its_place_back() 
         await get
         await turns()
         assert pool.state().opening == 0
+        books(pool)
+
+
+@virtual
+async def test_a_connection_that_on_acquire_broke_is_a_failed_connect() -> None:
+    """A hook that swallowed a time-out may leave half a reply behind."""
+
+    class Breaks:
+        times = 0
+
+        async def on_acquire(self, conn: FakeConnection) -> None:
+            self.times += 1
+            conn.broken = self.times == 1
+
+    errors: list[BaseException] = []
+    async with Pool(ScriptedManager(), customizer=Breaks(), error_sink=errors.append) as pool:
+        assert not (await hold(pool)).broken
+        assert "broken already" in str(errors[0])
         books(pool)

@@ -8,7 +8,6 @@ import threading
 from typing import Any
 
 import pytest
-
 from pool_core import ForkedPool, Pool, PoolClosed, PoolTimeout
 from pool_core._pool import _after_fork_in_child
 from pool_core.testing import NEVER, OK, Delay, ScriptedManager, SwallowCancel, run

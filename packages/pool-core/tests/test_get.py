@@ -6,7 +6,6 @@ import asyncio
 import math
 
 import pytest
-
 from pool_core import Pool, PoolClosed, PooledConnection, PoolError, PoolOverloaded, PoolTimeout
 from pool_core.testing import NEVER, Delay, FakeConnection, ScriptedManager
 

@@ -9,7 +9,6 @@ import weakref
 from contextvars import ContextVar
 
 import pytest
-
 from pool_core import ConnectError, Pool, PoolClosed, PoolTimeout, WrongEventLoop
 from pool_core.testing import NEVER, Delay, ScriptedCustomizer, ScriptedManager, SwallowCancel, run
 

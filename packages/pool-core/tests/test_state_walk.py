@@ -7,7 +7,6 @@ from collections import deque
 from typing import Any
 
 import pytest
-
 from pool_core import QueueStrategy
 
 from .model import World

@@ -9,7 +9,6 @@ import warnings
 from typing import Any
 
 import pytest
-
 from pool_core import (
     Acquired,
     CheckedIn,

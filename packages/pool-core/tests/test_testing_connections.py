@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-
 from pool_core import Pool, PoolTimeout
 from pool_core.testing import NEVER, OK, Delay, Gate, ScriptedManager, SwallowCancel
 

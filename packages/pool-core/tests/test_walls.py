@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import pool_core
+import pytest
 
 SOURCE = Path(pool_core.__file__).parent
 ADAPTERS = SOURCE.parents[2]

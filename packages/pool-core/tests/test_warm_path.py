@@ -7,7 +7,6 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from pool_core import Pool, PoolTimeout, QueueStrategy
 from pool_core.testing import ScriptedManager, run
 

@@ -28,6 +28,7 @@ EXTRAS = {
     "rediss": "redis",
     "unix": "redis",
     "valkey": "redis",
+    "valkeys": "redis",
     "mysql": "mysql",
     "mariadb": "mysql",
     "mongodb": "mongo",

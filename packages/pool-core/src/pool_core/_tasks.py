@@ -12,8 +12,8 @@ import logging
 import os
 import sys
 import traceback
-from math import inf
 from asyncio import Future, current_task
+from math import inf
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
@@ -680,9 +680,8 @@ class PoolTasks(Generic[C]):
     def numbers(self) -> str:
         now = self.state.snapshot()
         counts = [f"{now.in_use} of {self.config.max_size} in use", f"{now.idle} idle"]
-        for what in ("opening", "validating", "resetting", "closing"):
-            if count := getattr(now, what):
-                counts.append(f"{count} {what}")
+        passing = ((what, getattr(now, what)) for what in ("opening", "validating", "resetting", "closing"))
+        counts += [f"{count} {what}" for what, count in passing if count]
         return ", ".join([*counts, f"{now.waiting} waiting"])
 
     def holders(self) -> list[Holder]:
@@ -854,11 +853,11 @@ class PoolTasks(Generic[C]):
     async def _open_one(self) -> C:
         conn = await self.manager.connect()
         try:
-            if self.is_broken(conn):
+            if self._on_acquire is not None and not self.is_broken(conn):
+                await self._on_acquire(conn)
+            if self.is_broken(conn):  # from the first, or by what the hook did to it
                 msg = "the new connection is broken already: has_broken is true"
                 raise ConnectionError(msg)
-            if self._on_acquire is not None:
-                await self._on_acquire(conn)
         except BaseException:
             self._dispose(conn)
             raise

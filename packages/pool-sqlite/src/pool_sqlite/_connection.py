@@ -199,10 +199,8 @@ class _Session:
     def differences(self, other: _Session) -> list[str]:
         """Name what is not the same in `other`."""
         found = [name for name, value in self.pragmas.items() if not _same_pragma(name, value, other.pragmas[name])]
-        for kind in ("attached", "temporary", "hooks", "authorizer"):
-            if getattr(self, kind) != getattr(other, kind):
-                found.append(kind)
-        return found
+        kinds = ("attached", "temporary", "hooks", "authorizer")
+        return [*found, *(kind for kind in kinds if getattr(self, kind) != getattr(other, kind))]
 
 
 def _same_pragma(name: str, one: object, other: object) -> bool:

@@ -167,7 +167,7 @@ def _path(name: str) -> str:
         what = "empty" if not name else "a path with a NUL character"
         msg = f"database is {what}: name a file, or ':memory:' for one database in memory"
         raise ValueError(msg)
-    return os.path.abspath(name)  # a later chdir must not open another file
+    return os.path.abspath(name)  # noqa: PTH100 - resolve() would follow links; a later chdir must not open another file
 
 
 def _from_url(url: str) -> tuple[str, dict[str, Any]]:
