@@ -126,7 +126,7 @@ def lint(session: nox.Session) -> None:
     session.run("mypy", *(f"packages/{package}/src" for package in PACKAGES))
     for tests in (f"packages/{package}/tests" for package in PACKAGES):
         if test_files(tests):
-            session.run("mypy", "--explicit-package-bases", tests, env={"MYPYPATH": f"{tests}:."})
+            session.run("mypy", "--explicit-package-bases", tests, env={"MYPYPATH": f"{Path(tests).parent}:."})
     others = [name for name in ("containers", "examples", "benchmarks") if list((ROOT / name).rglob("*.py"))]
     options = ("--explicit-package-bases", "--exclude", "containers/images/")
     session.run("mypy", *options, *others, "noxfile.py", "conftest.py", env={"MYPYPATH": "."})
