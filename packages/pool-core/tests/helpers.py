@@ -22,7 +22,7 @@ def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
     def runner(*args: Any, **kwargs: Any) -> None:
         run(lambda: test(*args, **kwargs))
 
-    del runner.__wrapped__  # type: ignore[attr-defined] # pytest would take it for a coroutine function
+    del runner.__wrapped__
 
     runner.__signature__ = inspect.signature(test)  # type: ignore[attr-defined]
     return runner

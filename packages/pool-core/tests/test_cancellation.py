@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import functools
+from typing import Any, Literal
 
 import pytest
 from pool_core import Pool, PoolError
@@ -11,8 +12,9 @@ from pool_core.testing import NEVER, OK, Delay, ScriptedCustomizer, ScriptedMana
 
 from .helpers import books, hold, turns
 
+Mode = Literal["single", "double", "level", "success", "turn"]
 OUTCOMES: dict[str, Any] = {"ok": Steps(1), "error": Steps(1, OSError("no")), "slow": Delay(0.3), "never": NEVER}
-MODES = ["single", "double", "success", "level", "turn"]
+MODES: tuple[Mode, ...] = ("single", "double", "success", "level", "turn")
 
 
 def pool_of(manager: ScriptedManager, **options: Any) -> Pool[Any]:
@@ -83,7 +85,7 @@ def test_a_get_cancelled_anywhere_loses_nothing(verb: str, outcome: str) -> None
 
     points = 0
     for setting in ("cold", "warm", "stale", "contended"):
-        points += cancel_everywhere(lambda inject, setting=setting: scenario(inject, setting), modes=MODES)
+        points += cancel_everywhere(functools.partial(scenario, setting=setting), modes=MODES)
     assert points > 20
 
 

@@ -150,10 +150,10 @@ async def test_a_forked_pool_refuses_everything_and_its_leases_say_nothing() -> 
     for act in (lease.release, pool.state, pool.holders, pool.evict, lambda: pool.config):
         with pytest.raises(ForkedPool):
             act()
-    lost = lease
+    lost, lost_conn = lease, lease.conn
     del lost, lease
     gc.collect()
-    pool._tasks.close_dedicated(object())
+    pool._tasks.close_dedicated(lost_conn)
     pool._tasks.forked, pool._tasks.thread = False, threading.get_ident()
     await pool.close(0)
 
@@ -396,7 +396,7 @@ def test_a_loop_closed_over_waiters_and_connects_leaves_a_pool_that_opens_afresh
     manager = ScriptedManager(connect=[OK, NEVER])
     pool = Pool(manager, max_size=2)
     loop = asyncio.new_event_loop()
-    tasks = []
+    tasks: list[Any] = []
 
     async def forgets() -> None:
         await pool.open()
@@ -423,11 +423,18 @@ def test_a_loop_closed_over_waiters_and_connects_leaves_a_pool_that_opens_afresh
 
 def test_a_connect_that_outlives_its_loop_is_abandoned_without_terminate() -> None:
     """Counted, and no more."""
-    pool = Pool(ScriptedManager(without=["terminate"]))
-    run(pool.open, strict=False)
-    pool._tasks._dispose(object())
+    manager = ScriptedManager(without=["terminate"])
+    pool = Pool(manager)
+    run(lambda: hold_open(pool), strict=False)
+    pool._tasks._dispose(manager.connections[0])
     assert pool.state().statistics.connections_abandoned == 1
     run(pool.close)
+
+
+async def hold_open(pool: Pool[Any]) -> None:
+    """Open the pool with one connection, and forget it."""
+    await pool.open()
+    await hold(pool)
 
 
 @virtual

@@ -73,6 +73,6 @@ class PoolHistory(RuleBasedStateMachine):
 
 
 PoolHistory.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 TestPoolHistory = PoolHistory.TestCase

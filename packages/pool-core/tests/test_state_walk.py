@@ -19,7 +19,7 @@ def walk(most: int, **options: Any) -> tuple[int, bool]:
     """Visit states breadth first, each checked as it is reached. Returns how many, and whether those were all."""
     first = World(**options)
     seen = {first.fingerprint()}
-    queue = deque([(first, [])])
+    queue: deque[tuple[World, list[Any]]] = deque([(first, [])])
     while queue:
         world, path = queue.popleft()
         for op in world.operations():

@@ -50,12 +50,12 @@ async def test_events_come_in_the_order_of_r2d2() -> None:
     second = events[5].connection_id  # type: ignore[union-attr]
     assert second > first
     assert events == [
-        Acquired(first),
+        Acquired(first, 0.0),
         CheckedOut(first, 0.0),
         TimedOut(2),
         CheckedIn(first, 3.0),
         Released(first, 3.0, CloseReason.BROKEN),
-        Acquired(second),
+        Acquired(second, 0.0),
         CheckedOut(second, 0.0),
         CheckedIn(second, 0.0),
         Released(second, 0.0, CloseReason.POOL_CLOSED),
@@ -398,7 +398,7 @@ def test_what_is_no_manager_is_refused_by_what_it_lacks() -> None:
         (None, "NoneType has no method connect, is_valid, has_broken, close"),
     ):
         with pytest.raises(TypeError, match=text.replace("(", r"\(")):
-            Pool(manager)  # type: ignore[arg-type,type-var]
+            Pool(manager)  # type: ignore[arg-type]
 
 
 def test_a_near_miss_of_an_optional_verb_warns() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from pool_core import Pool, PoolTimeout
@@ -11,7 +12,7 @@ from pool_core.testing import NEVER, OK, Delay, Gate, ScriptedManager, SwallowCa
 from .helpers import books, closed, hold, turns, virtual
 
 
-async def fill(pool: Pool[object], count: int) -> None:
+async def fill(pool: Pool[Any], count: int) -> None:
     """Open so many connections, and let them rest until they have to be tested."""
     await asyncio.gather(*(hold(pool, 0.01) for _ in range(count)))
     await asyncio.sleep(5)

@@ -47,11 +47,13 @@ async def history(
             conn.broken = conn.broken or step == "break"
             await lease.__aexit__(KeyError if step == "raise" else None, None, None)
         elif step == "kill":
-            manager.connections[number % len(manager.connections)].broken = True if manager.connections else None
+            if manager.connections:
+                manager.connections[number % len(manager.connections)].broken = True
         elif step == "sleep":
             await asyncio.sleep(number / 8)
         elif step == "evict":
-            pool.evict(lambda conn, number=number: conn.id % 3 == number % 3)
+            third = number % 3
+            pool.evict(lambda conn: conn.id % 3 == third)  # noqa: B023
         elif step == "resize":
             pool.resize(max_size=max(options["min_idle"], 1 + number % 4))
         await asyncio.sleep(0.001)

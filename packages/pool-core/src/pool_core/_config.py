@@ -228,7 +228,7 @@ def _check_time(option: str, value: float | None, *, zero: bool, optional: bool)
         raise ValueError(msg)
 
 
-def _callables(listeners: object) -> tuple[Callable[[Event], object], ...]:
+def _callables(listeners: Any) -> tuple[Callable[[Event], object], ...]:
     if callable(listeners) or not hasattr(listeners, "__iter__"):
         msg = f"listeners={listeners!r}: must be a list of callables"
         raise TypeError(msg)

@@ -41,9 +41,13 @@ class CloseReason(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """A new connection joined the pool. Ids are unique in the process and increase."""
+    """A new connection joined the pool. Ids are unique in the process and increase.
+
+    ``took``: the seconds that its connect lasted, with ``on_acquire``; None for one that was added.
+    """
 
     connection_id: int
+    took: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

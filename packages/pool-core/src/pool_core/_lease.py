@@ -117,7 +117,7 @@ class PooledConnection(Generic[C]):
     def _own(self, slot: Slot[C]) -> PooledConnection[C]:
         """Take a connection that was acquired, without an `async with` to end it."""
         self._slot = slot
-        self.__class__ = _AwaitedConnection
+        self.__class__ = _AwaitedConnection  # pyright: ignore[reportAttributeAccessIssue]
         return self
 
     @property

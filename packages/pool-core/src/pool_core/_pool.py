@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
+    from ._events import Event
     from ._manager import ConnectionManager
     from ._statistics import Holder, State
 
@@ -208,6 +209,23 @@ class Pool(Generic[C]):
 
     # -- looking
 
+    def add_listener(self, listener: Callable[[Event], object]) -> Callable[[], None]:
+        """Tell one more listener each event from now on, as the option ``listeners`` does from the beginning.
+
+        While anybody listens, each get and return takes a longer way: some microseconds.
+
+        Returns:
+            A function that ends it. A second call does nothing.
+
+        Raises:
+            TypeError: it is not callable.
+        """
+        if not callable(listener):
+            msg = f"listener={listener!r}: must be callable with one event"
+            raise TypeError(msg)
+        self._tasks.check_loop()
+        return self._tasks.listen(listener)
+
     @property
     def config(self) -> PoolConfig:
         """The options in force; ``resize`` replaces it."""
@@ -215,7 +233,7 @@ class Pool(Generic[C]):
         return self._tasks.config
 
     def state(self) -> State:
-        """The pool's numbers now."""
+        """The pool's numbers now. May be called from any thread, as exporters of metrics do."""
         self._tasks.check_fork()
         return self._state.snapshot()
 

@@ -266,6 +266,11 @@ class PoolState(Generic[C]):
         self.parked = True
         self._serve(now)
 
+    def observe(self, observed: bool, now: float) -> None:
+        """Somebody wants to see every get and return, or nobody any more."""
+        self.observed = observed
+        self._settle(now)
+
     def started(self) -> None:
         """Nobody waits for min_idle any more."""
         self.starting = False
@@ -642,7 +647,8 @@ class PoolState(Generic[C]):
         """The pool's numbers now."""
         idle = len(self.fresh) + len(self.stale)
         validating, resetting = len(self.validating), len(self.resetting)
-        served = self._uses_gone + sum(slot.uses for slot in self.slots)
+        # A copy, since metrics are read from other threads.
+        served = self._uses_gone + sum(slot.uses for slot in tuple(self.slots))
         ended = served + self.gets_timed_out + self.gets_cancelled + self.gets_failed
         return State(
             idle=idle,

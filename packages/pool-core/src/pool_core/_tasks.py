@@ -224,7 +224,7 @@ class PoolTasks(Generic[C]):
         self._transient_verb: Callable[[Exception], bool] | None = getattr(manager, "is_transient", None)
         self._on_acquire = getattr(config.customizer, "on_acquire", None)
         self._on_release = getattr(config.customizer, "on_release", None)
-        self._listeners = config.listeners
+        self._listeners = tuple(config.listeners)
         self.state: PoolState[C] = PoolState(config, self.is_broken, _next_id)
         self.life: Literal["new", "opening", "open", "closing", "closed"] = "new"
         self.forked = False
@@ -332,8 +332,8 @@ class PoolTasks(Generic[C]):
         self._outage = 0
         self._watching = not self.config.detect_deadlock
         self._stacks = self.config.leak_threshold is not None or loop.get_debug()
-        self.state.observed = bool(self._listeners) or self._stacks or self.config.guard
         now = loop.time()
+        self._set_observed(now)
         self.life = "opening" if wait else "open"
         if self.config.idle_timeout is not None or self.config.min_idle or self.config.leak_threshold is not None:
             self._reaper = loop.call_later(self.config.reaper_rate, self._reap, context=self._context)
@@ -872,7 +872,7 @@ class PoolTasks(Generic[C]):
             self._outage = 0
             slot = state.put(approval, conn, now, self._lifetime())
             if self._listeners:
-                self.emit(Acquired(slot.id))
+                self.emit(Acquired(slot.id, now - approval.since))
             if self.life == "opening" and len(state.slots) >= self.config.min_idle:
                 self._end_opening(None)
             return
@@ -1128,6 +1128,24 @@ class PoolTasks(Generic[C]):
         except Exception as error:  # noqa: BLE001 - whatever an adapter raises
             self.hook_failed(error, "has_broken raised, so the connection counts as broken")
             return True
+
+    def listen(self, listener: Callable[[Event], object]) -> Callable[[], None]:
+        """Tell one more listener from now on, until what is returned is called."""
+
+        def told(event: Event) -> None:  # its own, since one listener may be given twice
+            listener(event)
+
+        def end() -> None:
+            self._listeners = tuple(other for other in self._listeners if other is not told)
+            self._set_observed(self.state.tick)
+
+        self._listeners = (*self._listeners, told)
+        self._set_observed(self.state.tick)
+        return end
+
+    def _set_observed(self, now: float) -> None:
+        if not self.forked:  # then the warm path stays shut
+            self.state.observe(bool(self._listeners) or self._stacks or self.config.guard, now)
 
     def emit(self, event: Event) -> None:
         """Tell the listeners. None of them can break the pool."""
