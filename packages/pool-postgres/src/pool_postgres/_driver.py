@@ -94,9 +94,10 @@ def drop(conn: Any) -> None:
     try:
         conn.terminate()
     except RuntimeError:
-        # The transport puts its last step off to the loop, which is closed.
-        sock = transport.get_extra_info("socket")
-        getattr(sock, "_sock", sock).close()
+        # asyncio's transport puts its last step off to the loop, which is closed; uvloop has closed the socket with it.
+        sock = getattr(transport.get_extra_info("socket"), "_sock", None)
+        if sock is not None:
+            sock.close()
 
 
 def tls_was_refused(exc: OSError) -> bool:
