@@ -235,13 +235,17 @@ class PoolTasks(Generic[C]):
         self._calls: dict[Any, Call] = {}  # under way, by approval, slot, or a key of its own
         self._openers: list[asyncio.Future[BaseException | None]] = []
         self._closers: list[asyncio.Future[None]] = []
+        # Of timers the times are kept beside them: uvloop's have no when() if they are due at once.
         self._close_timer: asyncio.TimerHandle | None = None
+        self._close_at = inf
         self._final = False  # closing, and out of time
         self._aborted = False  # closing, because open() failed or was cancelled
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = inf
         self._beat: asyncio.TimerHandle | None = None
         self._reaper: asyncio.TimerHandle | None = None
         self._queue_timer: asyncio.TimerHandle | None = None
+        self._queue_at = inf
         self._deadlock_check: asyncio.Handle | None = None
         self._watching = not config.detect_deadlock  # a look for a deadlock is due, or never wanted
         self._next_deadlock_check = -inf
@@ -335,8 +339,7 @@ class PoolTasks(Generic[C]):
         now = loop.time()
         self._set_observed(now)
         self.life = "opening" if wait else "open"
-        if self.config.idle_timeout is not None or self.config.min_idle or self.config.leak_threshold is not None:
-            self._reaper = loop.call_later(self.config.reaper_rate, self._reap, context=self._context)
+        self._start_reaper()
         opened: asyncio.Future[BaseException | None] = loop.create_future()
         self.state.open(now, starting=wait)
         if not wait:
@@ -394,9 +397,10 @@ class PoolTasks(Generic[C]):
             if self._is_closed():
                 return
         deadline = loop.time() + timeout
-        if self._close_timer is None or deadline < self._close_timer.when():
+        if self._close_timer is None or deadline < self._close_at:
             if self._close_timer is not None:
                 self._close_timer.cancel()
+            self._close_at = deadline
             self._close_timer = loop.call_at(deadline, self.finish_close, context=self._context)
         if timeout == 0:
             self.finish_close()
@@ -519,7 +523,8 @@ class PoolTasks(Generic[C]):
         if timeout is not None and limit != inf:
             timer = loop.call_at(waiter.deadline, self._expire, waiter, context=self._context)
         elif self._queue_timer is None and limit != inf:
-            self._queue_timer = loop.call_at(waiter.deadline, self._expire_queue, context=self._context)
+            self._queue_at = waiter.deadline
+            self._queue_timer = loop.call_at(self._queue_at, self._expire_queue, context=self._context)
         state.waiting += 1
         try:
             answer = await waiter.future
@@ -629,14 +634,14 @@ class PoolTasks(Generic[C]):
             self.after()
 
     def _expire_queue(self) -> None:
-        assert self._queue_timer is not None
-        now = max(self.loop.time(), self._queue_timer.when())
+        now = max(self.loop.time(), self._queue_at)
         self._queue_timer = None
         late: list[GetWaiter[C]] = []
         for waiter in cast("Iterable[GetWaiter[C]]", self.state.waiters):
             if waiter.queued and waiter.patient:
                 if waiter.deadline > now:
-                    self._queue_timer = self.loop.call_at(waiter.deadline, self._expire_queue, context=self._context)
+                    self._queue_at = waiter.deadline
+                    self._queue_timer = self.loop.call_at(self._queue_at, self._expire_queue, context=self._context)
                     break
                 late.append(waiter)
         pictures: dict[str, _Picture] = {}  # one for all of a kind: a hundred thousand may end at once
@@ -780,9 +785,10 @@ class PoolTasks(Generic[C]):
             state.wake(self.loop.time())
             self._beat = self.loop.call_later(self._period, self._on_beat, context=self._context)
         when = state.alarm()
-        if when != inf and (self._alarm is None or when < self._alarm.when()):
+        if when != inf and (self._alarm is None or when < self._alarm_at):
             if self._alarm is not None:
                 self._alarm.cancel()
+            self._alarm_at = when
             self._alarm = self.loop.call_at(when, self._on_alarm, context=self._context)
         if state.live and not self._watching and state.might_deadlock():
             self._watching = True
@@ -907,6 +913,7 @@ class PoolTasks(Generic[C]):
         self.config = config
         if self.state.is_open:
             self.state.resize(config, self._now())
+            self._start_reaper()
             self.after()
         else:
             self.state.configure(config)
@@ -1069,12 +1076,17 @@ class PoolTasks(Generic[C]):
             self._beat = self.loop.call_later(self._period, self._on_beat, context=self._context)
 
     def _on_alarm(self) -> None:
-        assert self._alarm is not None
         # asyncio may fire a timer a clock's resolution early: what was due is due.
-        now = max(self.loop.time(), self._alarm.when())
+        now = max(self.loop.time(), self._alarm_at)
         self._alarm = None
         self.state.look(now)
         self.after()
+
+    def _start_reaper(self) -> None:
+        """It runs only where it has something to look at."""
+        config = self.config
+        if self._reaper is None and (config.idle_timeout is not None or config.min_idle or config.leak_threshold):
+            self._reaper = self.loop.call_later(config.reaper_rate, self._reap, context=self._context)
 
     def _reap(self) -> None:
         self._reaper = self.loop.call_later(self.config.reaper_rate, self._reap, context=self._context)
