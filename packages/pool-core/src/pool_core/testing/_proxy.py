@@ -374,7 +374,8 @@ class _Link:
             sender.transport.resume_reading()
         if way in self.ended and not held and way not in self.end_passed:
             self.end_passed.add(way)
-            receiver.transport.write_eof()
+            with contextlib.suppress(OSError):  # it has gone meanwhile: connection_lost is on its way
+                receiver.transport.write_eof()
             if self.end_passed == {"to_server", "to_client"}:
                 self.fin()
         return None
