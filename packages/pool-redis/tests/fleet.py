@@ -219,18 +219,22 @@ def cluster(like: Server, masters: int = 3, replicas: int = 1) -> Iterator[Fleet
             until(partial(acquainted, port), "all nodes know each other")
         for number, port in enumerate(ports[masters:]):
             fleet.ask(port, "CLUSTER", "REPLICATE", known[lead[number % masters]])
+        for port in lead:
+            fleet.ask(port, "FLUSHALL")  # a replica that has replicated nothing yet is left out of CLUSTER SLOTS
         settled(fleet)
         yield fleet
 
 
 def settled(fleet: Fleet) -> None:
-    """Wait until every node of a cluster says that it is well and every replica is in step."""
+    """Wait until every node of a cluster says that all are well, and every master's replica is in step."""
 
     def well(port: int) -> bool:
         facts = str(fleet.ask(port, "CLUSTER", "INFO"))
         role = fleet.ask(port, "ROLE")
         seen = str(fleet.ask(port, "CLUSTER", "NODES"))
-        return "cluster_state:ok" in facts and "fail" not in seen and (role[0] == "master" or role[3] == "connected")
+        replicas = all(len(entry) > 3 for entry in fleet.ask(port, "CLUSTER", "SLOTS"))
+        in_step = role[0] == "master" or role[3] == "connected"
+        return "cluster_state:ok" in facts and "fail" not in seen and replicas and in_step
 
     for port in fleet.ports:
         until(partial(well, port), f"the node at {port} is well")
@@ -262,24 +266,29 @@ def sentinels(like: Server) -> Iterator[tuple[Fleet, Fleet]]:
         commands[port] = ["sh", "-c", f"{script}; exec redis-server {file} --sentinel"]
     with servers(like, commands) as fleet:
         both = Fleet([fleet.nodes[port] for port in ports[:3]]), Fleet([fleet.nodes[port] for port in watching])
-        watched(*both)
+        watched(*both, replicas=2)
         yield both
 
 
-def watched(data: Fleet, watchers: Fleet) -> None:
-    """Wait until all sentinels see one master, each other, and replicas that are in step."""
+def watched(data: Fleet, watchers: Fleet, replicas: int = 0) -> None:
+    """Wait until all sentinels see one master in good health, and its replicas are in step.
+
+    Args:
+        replicas: so many must be known to each sentinel; it looks for them every ten seconds only.
+    """
 
     def well(port: int) -> bool:
-        pairs = watchers.ask(port, "SENTINEL", "MASTER", "mymaster")
-        facts = pairs if isinstance(pairs, dict) else dict(zip(pairs[::2], pairs[1::2], strict=True))
-        link = all(
-            "master-link-status', 'ok'" in str(replica) or "'master-link-status': 'ok'" in str(replica)
-            for replica in watchers.ask(port, "SENTINEL", "REPLICAS", "mymaster")
+        reply = watchers.ask(port, "SENTINEL", "MASTER", "mymaster")
+        facts = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+        known = str(watchers.ask(port, "SENTINEL", "REPLICAS", "mymaster")).count("'ok'")
+        roles = [data.ask(port, "ROLE") for port in data.ports]
+        return (
+            str(facts["flags"]).strip("{'}") == "master"
+            and data.role(int(facts["port"])) == "master"
+            and known >= replicas
+            and int(facts["num-other-sentinels"]) == 2
+            and sum(role[0] == "slave" and role[3] == "connected" for role in roles) == 2
         )
-        good = facts["flags"] == "master" if not isinstance(facts["flags"], set) else facts["flags"] == {"master"}
-        return bool(
-            good and link and int(facts["num-slaves"]) >= 2 and int(facts["num-other-sentinels"]) >= 2
-        ) and sorted(map(data.role, data.ports)) == ["master", "slave", "slave"]
 
     for port in watchers.ports:
         until(partial(well, port), f"the sentinel at {port} sees its service")

@@ -19,6 +19,8 @@ from redis.exceptions import RedisError
 
 from containers.servers import Server, ServerFactory
 
+from .load import balanced
+
 PASSWORD = "canary-7f3a"
 _numbers = itertools.count()
 
@@ -33,17 +35,6 @@ async def echo(pool: Pool[LeasedRedis]) -> None:
 def quiet(manager: RedisConnectionManager, **options: Any) -> Pool[LeasedRedis]:
     """A pool that reports its outages to nobody."""
     return Pool(manager, error_sink=lambda _: None, **options)
-
-
-def balanced(pool: Pool[LeasedRedis]) -> None:
-    """Created + added = open + closed; gets = their outcomes (DESIGN.md, 13)."""
-    state = pool.state()
-    numbers = state.statistics
-    closed = sum(numbers.connections_closed.values())
-    open_now = state.idle + state.in_use + state.validating + state.resetting
-    assert numbers.connections_created + numbers.connections_added == open_now + closed
-    outcomes = numbers.gets_direct + numbers.gets_waited + numbers.gets_timed_out
-    assert numbers.gets_started == outcomes + numbers.gets_cancelled + numbers.gets_failed + state.waiting
 
 
 def test_a_connection_killed_while_idle_is_not_lent(manager: RedisConnectionManager, run: Any) -> None:

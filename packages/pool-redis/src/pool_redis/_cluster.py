@@ -8,6 +8,8 @@ from redis._parsers import AsyncCommandsParser
 from redis.asyncio.cluster import ClusterNode, ClusterPipeline, RedisCluster
 from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import ClusterDownError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ._connection import TrackedConnection, Turns, is_out_of_step, tracked
 from ._manager import RedisConnectionManager, WrongServer, presentable
@@ -35,16 +37,18 @@ _FOREIGN: Final = {
 class _Commands(AsyncCommandsParser):
     """What COMMAND says, asked once for all leases of a manager: the answer has 200 kB, and never changes."""
 
-    known: dict[str, Any]
+    def __init__(self, client: LeasedRedisCluster, known: dict[str, Any]) -> None:
+        super().__init__()
+        self._client = client
+        self._known = known
 
     async def initialize(self, node: ClusterNode | None = None) -> None:
         if node is not None:
             self.node = node
-            if self.known:
-                self.commands = self.known
-                return
-        await super().initialize(node)
-        self.known.update(self.commands)
+        if node is None or not self._known:  # or redis-py met a command that is not known
+            answer = await self._client.ask_any("COMMAND")
+            self._known.update((name.lower(), facts) for name, facts in answer.items())
+        self.commands = self._known
 
 
 class _Pipeline(ClusterPipeline):
@@ -88,9 +92,7 @@ class LeasedRedisCluster(RedisCluster):
         self.connection_kwargs["connection_class"] = connection
         for node in self.nodes_manager.startup_nodes.values():
             node.connection_class = connection  # type: ignore[assignment]
-        commands = _Commands()
-        commands.known = known_commands
-        self.commands_parser = commands
+        self.commands_parser = _Commands(self, known_commands)
 
     def opened(self, connection: TrackedConnection, /) -> None:
         """Know all sockets."""
@@ -100,6 +102,18 @@ class LeasedRedisCluster(RedisCluster):
     def failed(self) -> None:
         """After a lost connection redis-py goes on with a new one; this lease is the last of this client."""
         self.spoilt = True
+
+    async def ask_any(self, command: str) -> Any:
+        """Ask the nodes, one after the other, until one answers: first those to which a connection is open."""
+        manager = self.nodes_manager
+        nodes = {id(node): node for node in (*manager.startup_nodes.values(), *manager.nodes_cache.values())}
+        last: Exception = ClusterDownError("the cluster has no nodes")
+        for node in sorted(nodes.values(), key=lambda node: not any(made.is_connected for made in node._connections)):
+            try:
+                return await node.execute_command(command)
+            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+                last = error
+        raise last
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         """As redis-py's, in turn with the other tasks that use this lease."""
@@ -172,7 +186,8 @@ class RedisClusterConnectionManager:
         Raises:
             WrongServer: what answers is no node of a cluster.
             redis.ClusterDownError: the cluster says that it is down (not with ``require_full_coverage=False``).
-            redis.RedisError: no node answers, credentials are refused, ...
+            redis.RedisClusterException: no node answers, or not all slots are served.
+            redis.RedisError: credentials are refused, ...
         """
         options = self._options.values
         client = LeasedRedisCluster(
@@ -189,6 +204,7 @@ class RedisClusterConnectionManager:
             for connection in client.sockets:
                 if id(connection) not in served:
                     connection.drop()
+            client.spoilt = False  # a node that was down while the others were asked is no fault of this client's
         except BaseException as error:
             secrets = self._options.secrets()
             client.drop()
@@ -245,13 +261,7 @@ class RedisClusterConnectionManager:
     is_transient = RedisConnectionManager.is_transient
 
     async def _see_that_it_is_up(self, client: LeasedRedisCluster) -> None:
-        connection = next((connection for connection in client.sockets if connection.is_connected), None)
-        if connection is None:
-            raise ClusterDownError("no node of the cluster is left that answered a moment ago")
-        await connection.send_command("CLUSTER INFO", check_health=False)
-        reply = await connection.read_response()
-        text = reply.decode() if isinstance(reply, bytes) else str(reply)
-        facts = dict(line.split(":", 1) for line in text.split() if ":" in line)
+        facts = await client.ask_any("CLUSTER INFO")
         if facts.get("cluster_state") != "ok":
             raise ClusterDownError(
                 f"the cluster is down: cluster_state is {facts.get('cluster_state')}, "
@@ -303,7 +313,8 @@ class _Options:
             )
         self.values = values
         try:
-            LeasedRedisCluster({}, startup_nodes=[ClusterNode("127.0.0.1", 1)], **values)
+            client = LeasedRedisCluster({}, startup_nodes=[ClusterNode("127.0.0.1", 1)], **values)
+            next(iter(client.nodes_manager.startup_nodes.values())).acquire_connection()  # made, not connected
         except TypeError as error:
             raise TypeError(f"redis-py's RedisCluster refuses these settings: {error}") from None
         except (RedisError, ValueError) as error:
