@@ -15,6 +15,7 @@ import traceback
 from asyncio import Future, current_task
 from math import inf
 from threading import get_ident
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from ._errors import (
@@ -38,7 +39,7 @@ from ._events import (
     ResetFailed,
     TimedOut,
 )
-from ._state import CLOSED, Approval, Order, PoolState, Slot, Waiter
+from ._state import CLOSED, SLOW_FLOOR, Approval, Order, PoolState, Slot, Waiter
 from ._statistics import Holder
 
 if TYPE_CHECKING:
@@ -458,6 +459,7 @@ class PoolTasks(Generic[C]):
             if timer is not None:
                 timer.cancel()
         self._alarm = self._close_timer = None
+        self._alarm_at = inf
         closers, self._closers = self._closers, []
         for closer in closers:
             if not closer.done():
@@ -478,6 +480,7 @@ class PoolTasks(Generic[C]):
         self.state.bury()
         self._carry_out_late()
         self._reaper = self._beat = self._queue_timer = self._deadlock_check = self._alarm = self._close_timer = None
+        self._alarm_at = inf
         self._openers.clear()
         self._closers.clear()
         self.life = "closed"
@@ -711,25 +714,32 @@ class PoolTasks(Generic[C]):
         now = self.loop.time()
         if self._listeners:
             self.emit(CheckedIn(slot.id, now - slot.stamp))
-        if state.give_back(slot, now, raised=raised, discard=discard) and (self.reset is None or self.wipe(slot)):
+        if state.give_back(slot, now, raised=raised, discard=discard) and self._wipe(slot):
             state.restock(slot, now)
         if state.orders or state.validating or state.resetting or (state.fresh and state.parked):
             self.after()
 
     def wipe(self, slot: Slot[C]) -> bool:
         """Wipe what the borrower left behind. True: there is nothing to wipe; else the connection comes back later."""
+        clean = self._wipe(slot)
+        if not clean:
+            self.after()
+        return clean
+
+    def _wipe(self, slot: Slot[C]) -> bool:
+        if self.reset is None:
+            return True
         try:
-            wiping = None if self.reset is None else self.reset(slot.conn)
+            wiping = self.reset(slot.conn)
         except Exception as error:  # noqa: BLE001 - whatever an adapter raises
             self._reset_failed(slot, error)
             self.state.reset_failed(slot, self._now())
-            self.after()
             return False
         if wiping is None:
             return True
         self.state.begin_reset(slot, self._now())
-        self._start(slot, _await(wiping), "reset", self.config.reset_timeout, self._reset_done)
-        self.after()
+        coro = wiping if isinstance(wiping, CoroutineType) else _await(wiping)
+        self._start(slot, coro, "reset", self.config.reset_timeout, self._reset_done)
         return False
 
     def reclaim(self, slot: Slot[C], stack: str | None = None) -> None:
@@ -784,8 +794,8 @@ class PoolTasks(Generic[C]):
         if state.parked and state.fresh:
             state.wake(self.loop.time())
             self._beat = self.loop.call_later(self._period, self._on_beat, context=self._context)
-        when = state.alarm()
-        if when != inf and (self._alarm is None or when < self._alarm_at):
+        # An alarm that is near is not moved: it looks again by itself.
+        if self._alarm_at > state.tick + SLOW_FLOOR and (when := state.alarm()) < self._alarm_at:
             if self._alarm is not None:
                 self._alarm.cancel()
             self._alarm_at = when
@@ -1079,6 +1089,7 @@ class PoolTasks(Generic[C]):
         # asyncio may fire a timer a clock's resolution early: what was due is due.
         now = max(self.loop.time(), self._alarm_at)
         self._alarm = None
+        self._alarm_at = inf
         self.state.look(now)
         self.after()
 
