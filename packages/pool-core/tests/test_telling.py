@@ -50,12 +50,12 @@ async def test_events_come_in_the_order_of_r2d2() -> None:
     second = events[5].connection_id  # type: ignore[union-attr]
     assert second > first
     assert events == [
-        Acquired(first, 0.0),
+        Acquired(first),
         CheckedOut(first, 0.0),
         TimedOut(2),
         CheckedIn(first, 3.0),
         Released(first, 3.0, CloseReason.BROKEN),
-        Acquired(second, 0.0),
+        Acquired(second),
         CheckedOut(second, 0.0),
         CheckedIn(second, 0.0),
         Released(second, 0.0, CloseReason.POOL_CLOSED),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 __all__ = [
@@ -47,7 +47,7 @@ class Acquired:
     """
 
     connection_id: int
-    took: float | None = None
+    took: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
