@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ._connection import TrackedConnection, Turns, is_out_of_step, tracked
-from ._manager import RedisConnectionManager, WrongServer, presentable
+from ._manager import WrongServer, is_transient, presentable
 from ._settings import hosts_from_url
 
 if TYPE_CHECKING:
@@ -233,6 +233,7 @@ class RedisClusterConnectionManager:
         """See whether a node's connection is dead, out of step or held on to, or the client was changed. No I/O."""
         return (
             client.spoilt
+            or client.turns.holds != 0
             or any(map(is_out_of_step, client.sockets))
             or any(len(node._free) != len(node._connections) for node in client.get_nodes())
         )
@@ -258,7 +259,7 @@ class RedisClusterConnectionManager:
         """Drop all sockets."""
         client.drop()
 
-    is_transient = RedisConnectionManager.is_transient
+    is_transient = staticmethod(is_transient)
 
     async def _see_that_it_is_up(self, client: LeasedRedisCluster) -> None:
         facts = await client.ask_any("CLUSTER INFO")

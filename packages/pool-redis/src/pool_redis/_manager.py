@@ -53,6 +53,16 @@ class WrongServer(RedisConnectionError):
     """What answers there is not the Redis server that was meant: another protocol, another role, TLS or none."""
 
 
+def is_transient(exc: Exception, /) -> bool:
+    """Tell that refused, unreachable, too many clients and still loading may pass; a wrong password, role, port not."""
+    error: BaseException | None = exc
+    while error is not None:
+        if isinstance(error, WrongServer) or (isinstance(error, _LASTING) and not isinstance(error, _PASSING)):
+            return False
+        error = error.__cause__ or error.__context__
+    return True
+
+
 class RedisConnectionManager:
     """Opens, tests, wipes and closes connections to one Redis (or Valkey) server.
 
@@ -112,6 +122,8 @@ class RedisConnectionManager:
 
     has_broken = staticmethod(is_broken)
 
+    is_transient = staticmethod(is_transient)
+
     def reset(self, client: LeasedRedis, /) -> Awaitable[None] | None:
         """Take back what the borrower's commands did to the session: nothing, or one round trip."""
         return client.tracked.clean() if client.tracked.dirt else None
@@ -123,15 +135,6 @@ class RedisConnectionManager:
     def terminate(self, client: LeasedRedis, /) -> None:
         """Drop the socket."""
         client.tracked.drop()
-
-    def is_transient(self, exc: Exception, /) -> bool:
-        """Refused, unreachable, too many clients and still loading may pass; a wrong password, role or port may not."""
-        error: BaseException | None = exc
-        while error is not None:
-            if isinstance(error, WrongServer) or (isinstance(error, _LASTING) and not isinstance(error, _PASSING)):
-                return False
-            error = error.__cause__ or error.__context__
-        return True
 
     def public_settings(self) -> dict[str, Any]:
         """The settings that a client of redis-py asks its pool about; nothing secret."""
