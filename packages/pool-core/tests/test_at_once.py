@@ -257,8 +257,15 @@ FORK = """
 
     never_opened = Pool(ScriptedManager())
 
-    async def in_child(pool, lease, manager):
+    async def in_child(pool, lease, manager, leaving, raising):
         before = list(manager.log)
+        try:
+            await leaving.__aexit__(None, None, None)
+        except ForkedPool:
+            pass
+        else:
+            raise AssertionError("a block was left in silence")
+        assert await raising.__aexit__(KeyError, KeyError(), None) is None
         refused = []
         for use in (pool.get().__aenter__, pool.try_get, pool.open, pool.close,
                     pool.dedicated_connection().__aenter__, lease.__aenter__):
@@ -282,13 +289,16 @@ FORK = """
         pool = Pool(manager, min_idle=1)
         await pool.open()
         lease = await pool.get()
+        leaving, raising = pool.get(), pool.get()
+        await leaving.__aenter__()
+        await raising.__aenter__()
         async with pool.get():
             pid = os.fork()
             if pid == 0:
                 code = 1
                 try:
                     asyncio._set_running_loop(None)
-                    asyncio.run(in_child(pool, lease, manager))
+                    asyncio.run(in_child(pool, lease, manager, leaving, raising))
                     async def fresh():
                         async with never_opened, never_opened.get():
                             pass
@@ -301,6 +311,8 @@ FORK = """
                     os._exit(code)
             _, status = os.waitpid(pid, 0)
             assert status == 0
+        await leaving.__aexit__(None, None, None)
+        await raising.__aexit__(None, None, None)
         lease.release()
         await pool.close()
         assert manager.open == []

@@ -142,6 +142,9 @@ async def test_a_forked_pool_refuses_everything_and_its_leases_say_nothing() -> 
     pool = Pool(manager, min_idle=1)
     await pool.open()
     lease = await pool.get()
+    block, other = pool.get(), pool.get()
+    await block.__aenter__()
+    await other.__aenter__()
     _after_fork_in_child()
     uses: list[Any] = [pool.get().__aenter__, pool.try_get, pool.open, pool.close]
     for use in uses:
@@ -154,6 +157,9 @@ async def test_a_forked_pool_refuses_everything_and_its_leases_say_nothing() -> 
     del lost, lease
     gc.collect()
     pool._tasks.close_dedicated(lost_conn)
+    with pytest.raises(ForkedPool):
+        await block.__aexit__(None, None, None)
+    await other.__aexit__(KeyError, KeyError(), None)
     pool._tasks.forked, pool._tasks.thread = False, threading.get_ident()
     await pool.close(0)
 

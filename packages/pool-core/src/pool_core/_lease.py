@@ -103,7 +103,11 @@ class PooledConnection(Generic[C]):
                 return
         if slot is not _OVER and slot is not _NEW:
             raised = kind is not None
-            pool._tasks.give_back(slot, raised=raised, discard=raised and pool._tasks.config.discard_on_exception)
+            tasks = pool._tasks
+            if not tasks.forked:
+                tasks.give_back(slot, raised=raised, discard=raised and tasks.config.discard_on_exception)
+            elif not raised:  # in the child of a fork, whose own error goes first
+                tasks.check_fork()
 
     def __await__(self) -> Generator[Any, Any, PooledConnection[C]]:
         return self._acquire().__await__()
