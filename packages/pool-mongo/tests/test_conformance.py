@@ -31,7 +31,7 @@ class _Mongo(ManagerConformance[Any]):
 
     def manager(self, host: str, port: int) -> ConnectionManager[Any]:
         manager: ConnectionManager[Any] = self.kind(
-            f"mongodb://{host}:{port}/pool?directConnection=true", serverSelectionTimeoutMS=1000
+            f"mongodb://{host}:{port}/pool?directConnection=true", ping_timeout=1.5
         )
         return manager
 

@@ -317,6 +317,22 @@ async def test_closing_is_bounded_while_the_server_hangs(kind: Any, make: Any, o
     await asyncio.to_thread(own.unpause)
 
 
+async def test_a_goodbye_to_a_hung_server_takes_no_longer_than_ping_timeout(kind: Any, make: Any, own: Server) -> None:
+    """Also without a pool that bounds it, and motor's must not hold up the event loop meanwhile."""
+    manager = make(own.url, ping_timeout=0.5)
+    lease = await manager.connect()
+    client = lease.client if type(lease).__name__.endswith("ClientSession") else lease
+    await client.pool.things.insert_one({})
+    await asyncio.to_thread(own.pause)
+    began = time.monotonic()
+    closing = asyncio.ensure_future(manager.close(lease))
+    await asyncio.sleep(0.05)
+    assert time.monotonic() - began < 0.4
+    await closing
+    assert time.monotonic() - began < 1.5
+    await asyncio.to_thread(own.unpause)
+
+
 async def test_evict_moves_everybody_to_the_new_primary(make: Any, mongo: Server, own: Server) -> None:
     """After a failover that the driver cannot see, as when a name now leads to another server."""
     with FaultProxy(mongo.host, mongo.port) as old, FaultProxy(own.host, own.port) as new:

@@ -8,8 +8,9 @@ from typing import Any
 import pymongo
 import pytest
 from pool_core import CloseReason, Pool
+from pool_core.testing import FaultProxy
 from pymongo.client_session import TransactionOptions  # type: ignore[attr-defined]
-from pymongo.errors import InvalidOperation, PyMongoError
+from pymongo.errors import AutoReconnect, InvalidOperation
 from pymongo.write_concern import WriteConcern
 
 from containers.servers import Server
@@ -135,18 +136,20 @@ async def test_an_ended_session_is_replaced(kind: Any, mongo: Server) -> None:
         assert pool.state().statistics.connections_closed[CloseReason.BROKEN] == 1
 
 
-async def test_a_session_that_a_network_error_hit_is_not_used_again(
-    kind: Any, mongo: Server, commands: Any, admin: Any
-) -> None:
+async def test_a_session_that_a_network_error_hit_is_not_used_again(kind: Any, mongo: Server, commands: Any) -> None:
     """The drivers' specification: its server session may still be busy with the lost operation."""
-    manager = kind.sessions(mongo.url, event_listeners=[commands], retryWrites=False)
-    async with Pool(manager, max_size=1, min_idle=1) as pool:
-        async with pool.get() as session:
-            await admin.fail("insert", errorCode=91)
-            with pytest.raises(PyMongoError):
+    with FaultProxy(mongo.host, mongo.port) as proxy:
+        url = f"mongodb://{proxy.host}:{proxy.port}/?directConnection=true"
+        manager = kind.sessions(url, event_listeners=[commands], retryWrites=False)
+        async with Pool(manager, max_size=1, min_idle=1) as pool:
+            async with pool.get() as session:
+                proxy.cut(1)
+                with pytest.raises(AutoReconnect):
+                    await session.client.pool.things.insert_one({}, session=session)
+                proxy.heal()
+                await session.client.admin.command("ping")  # the client itself is well again
+            async with pool.get() as session:
                 await session.client.pool.things.insert_one({}, session=session)
-        async with pool.get() as session:
-            await session.client.pool.things.insert_one({}, session=session)
     first, second = (command["lsid"] for command in commands.of("insert"))
     assert first != second
 
@@ -158,6 +161,7 @@ async def test_when_the_abort_fails_the_session_is_not_lent_on(
     manager = kind.sessions(mongo.url, event_listeners=[commands])
     async with Pool(manager, max_size=1, min_idle=1, error_sink=lambda error: None) as pool:
         async with pool.get() as session:
+            await session.client.pool.things.insert_one({})  # the collection exists: creating it would hold a lock
             await kind.begin(session)
             await session.client.pool.things.insert_one({}, session=session)
             await admin.fail("abortTransaction", times=2, errorCode=91)
@@ -166,7 +170,7 @@ async def test_when_the_abort_fails_the_session_is_not_lent_on(
             await kind.begin(session)
             await session.client.pool.things.insert_one({}, session=session)
             await session.commit_transaction()
-    first, second = (command["lsid"] for command in commands.of("insert"))
+    _, first, second = (command["lsid"] for command in commands.of("insert"))
     assert first != second
 
 
@@ -314,6 +318,24 @@ def test_one_manager_serves_one_loop_after_another(kind: Any, mongo: Server) -> 
 
     for _ in range(2):
         asyncio.run(main())
+
+
+async def test_two_loops_at_once_have_a_client_each(kind: Any, mongo: Server) -> None:
+    """A client belongs to one event loop; a manager may be shared by threads that each have one."""
+    manager = kind.sessions(mongo.url)
+    mine = await manager.connect()
+
+    async def elsewhere() -> bool:
+        session = await manager.connect()
+        try:
+            await session.client.admin.command("ping", session=session)
+            return session.client is not mine.client
+        finally:
+            await manager.close(session)
+
+    assert await asyncio.to_thread(asyncio.run, elsewhere())
+    await mine.client.admin.command("ping", session=mine)
+    await manager.close(mine)
 
 
 def test_a_pool_left_open_on_a_dead_loop_can_be_opened_again(kind: Any, mongo: Server) -> None:

@@ -32,7 +32,7 @@ class Driver(Protocol[Client, Session]):
         ...
 
     async def open(self, client: Client) -> None:
-        """Start a client's monitors, so that they do not run under the deadline of the first operation."""
+        """Prepare for the first operation, without I/O but for the DNS of mongodb+srv."""
         ...
 
     async def start_session(self, client: Client, options: Mapping[str, Any]) -> Session:
@@ -79,8 +79,7 @@ class PyMongoDriver:
         return thing
 
     async def open(self, client: AsyncMongoClient[dict[str, Any]]) -> None:
-        """Start the monitors: in older releases they inherit ``pymongo.timeout`` from the task that starts them."""
-        await client.aconnect()
+        """Nothing to do: the first operation starts the monitors."""
 
     async def start_session(
         self, client: AsyncMongoClient[dict[str, Any]], options: Mapping[str, Any]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 import pymongo
@@ -131,12 +130,11 @@ class _Manager(Generic[Client, Session]):
 class _Shared(Generic[Client]):
     """A client, and the number of sessions that live on it."""
 
-    __slots__ = ("client", "loop", "pid", "sessions")
+    __slots__ = ("client", "loop", "sessions")
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self.loop = asyncio.get_running_loop()
-        self.pid = os.getpid()
         self.sessions = 0
 
     def __repr__(self) -> str:  # a client's own repr shows its options
@@ -351,7 +349,6 @@ class SessionManager(_Manager[Client, Session]):
         return (
             shared is not None
             and shared.loop is asyncio.get_running_loop()
-            and shared.pid == os.getpid()
             and not _internals.is_closed(self._driver.core(shared.client))
         )
 

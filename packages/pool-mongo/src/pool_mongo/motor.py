@@ -33,7 +33,7 @@ class MotorDriver:
         return thing.delegate
 
     async def open(self, client: AsyncIOMotorClient[dict[str, Any]]) -> None:
-        """Start the monitors, in a thread: a cancelled one goes on, so what it has started is ended again after it."""
+        """Start the monitors, in a thread. A cancelled one goes on: what it has started is ended again after it."""
         if _internals.is_open(client.delegate):
             return
         opening = asyncio.ensure_future(asyncio.to_thread(_internals.open_monitors, client.delegate))
