@@ -2,6 +2,7 @@
 
 - ``{proof}`test_get.py::test_x``` (a test of the core) or ``{proof}`pool-redis/test_lease.py::test_x``` links to the test's
   own text. A test that does not exist is a warning, and so an error.
+- ``{issue}`asyncpg#467``` links to an issue where it was reported.
 - ``{pooloption} name``: one option, with the type and the default that it really has. Each option stands exactly once.
 - ``{picture} file.svg``: a picture inside the page, so that it takes the page's colours, light or dark. With
   ``:optional:`` a file that was not made yet is left out.
@@ -75,6 +76,34 @@ class Proof(SphinxRole):
             cited = self.env.pool_proofs = {}
         cited.setdefault(self.env.docname, set()).add(name)
         return [proof("", file=name, test=test, line=line, doc=" ".join(doc.split()))], []
+
+
+TRACKERS = {
+    "CPython": "python/cpython",
+    "HikariCP": "brettwooldridge/HikariCP",
+    "SQLAlchemy": "sqlalchemy/sqlalchemy",
+    "aiomysql": "aio-libs/aiomysql",
+    "aiopg": "aio-libs/aiopg",
+    "asyncmy": "long2ice/asyncmy",
+    "asyncpg": "MagicStack/asyncpg",
+    "bb8": "djc/bb8",
+    "npgsql": "npgsql/npgsql",
+    "pgx": "jackc/pgx",
+    "psycopg": "psycopg/psycopg",
+    "pytest-asyncio": "pytest-dev/pytest-asyncio",
+    "r2d2": "sfackler/r2d2",
+    "redis-py": "redis/redis-py",
+    "sqlx": "launchbadge/sqlx",
+}
+
+
+class Issue(SphinxRole):
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        project, _, number = self.text.partition("#")
+        repository = TRACKERS.get(project, project)
+        if "/" not in repository or not number.isdigit():
+            logger.warning("no such issue tracker or number: %s", self.text, location=self.get_location())
+        return [nodes.reference("", f"#{number}", refuri=f"https://github.com/{repository}/issues/{number}")], []
 
 
 def page_of(file: str) -> str:
@@ -164,6 +193,7 @@ class Picture(SphinxDirective):
 def setup(app: Any) -> dict[str, bool]:
     app.add_node(proof, html=(visit_proof, None), text=(skip, None))
     app.add_role("proof", Proof())
+    app.add_role("issue", Issue())
     app.add_directive("picture", Picture)
     app.add_object_type("pooloption", "pooloption", indextemplate="pair: %s; option", parse_node=parse_option)
     app.connect("env-purge-doc", forget)
