@@ -7,20 +7,28 @@
         async with somepool.Pool(connect=FakeManager().connect, max_size=size) as pool:
             yield Opened(get=pool.acquire, get_within=lambda seconds: pool.acquire(timeout=seconds))
 
-Each has the pool's own `async with` measured, by its own defaults, but for what is said in its docstring. Where a pool
-has no `async with`, the thinnest class that gives it one stands in (`Pair`): 0.2 us of 5 to 20.
+Each is measured by its own `async with`, at its own defaults but for what its docstring says. Where a pool has only a
+pair of calls, the thinnest class that makes an `async with` of them stands in (`Pair`): some 0.2 us of 5 and more.
+The docstring's first sentence is printed beside the figures.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import importlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from unittest.mock import patch
 
-from .fakes import FakeManager
-from .floors import L0, L3
+from . import fakes
+from .fakes import FakeConnection, FakeManager
+from .floors import L0, L3, Queue
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 Getter = Callable[[], AbstractAsyncContextManager[Any]]
 
@@ -32,6 +40,48 @@ class Opened:
     get: Getter
     get_within: Callable[[float], AbstractAsyncContextManager[Any]] | None = None
 
+    def within(self, seconds: float) -> AbstractAsyncContextManager[Any]:
+        """A get with a deadline: by the pool's own argument, else by `asyncio.timeout` around it."""
+        return self.get_within(seconds) if self.get_within else Within(self.get, seconds)
+
+
+class Within:
+    """What a user writes for a deadline when the pool's get takes none."""
+
+    __slots__ = ("lease", "seconds")
+
+    def __init__(self, get: Getter, seconds: float) -> None:
+        self.lease = get()
+        self.seconds = seconds
+
+    async def __aenter__(self) -> Any:
+        async with asyncio.timeout(self.seconds):
+            return await self.lease.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.lease.__aexit__(kind, error, trace)
+
+
+class Pair:
+    """An `async with` from two coroutine functions."""
+
+    __slots__ = ("acquire", "conn", "release")
+
+    def __init__(self, acquire: Callable[[], Awaitable[Any]], release: Callable[[Any], Awaitable[Any]]) -> None:
+        self.acquire = acquire
+        self.release = release
+
+    async def __aenter__(self) -> Any:
+        conn = self.conn = await self.acquire()
+        return conn
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.release(self.conn)
+
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
@@ -39,7 +89,8 @@ class Contestant:
 
     name: str
     kind: Literal["ours", "floor", "peer"]
-    package: str | None
+    package: str | None  # the distribution whose version is quoted; ours and the floors: None
+    module: str | None  # what a program imports for it
     open: Callable[[int], AbstractAsyncContextManager[Opened]]
     about: str
     waits: bool  # whether a get waits when all connections are lent
@@ -49,13 +100,18 @@ CONTESTANTS: dict[str, Contestant] = {}
 
 
 def contestant(
-    name: str, *, kind: Literal["ours", "floor", "peer"] = "peer", package: str | None = None, waits: bool = True
+    name: str,
+    *,
+    kind: Literal["ours", "floor", "peer"] = "peer",
+    package: str | None = None,
+    module: str | None = None,
+    waits: bool = True,
 ) -> Callable[[Callable[[int], AsyncIterator[Opened]]], None]:
     """Register the pool that this asynchronous generator opens and closes."""
 
     def register(opener: Callable[[int], AsyncIterator[Opened]]) -> None:
         about = " ".join((opener.__doc__ or "").split())
-        CONTESTANTS[name] = Contestant(name, kind, package, contextlib.asynccontextmanager(opener), about, waits)
+        CONTESTANTS[name] = Contestant(name, kind, package, module, contextlib.asynccontextmanager(opener), about, waits)
 
     return register
 
@@ -66,8 +122,7 @@ def contestant(
 @contestant("L0", kind="floor", waits=False)
 async def _l0(size: int) -> AsyncIterator[Opened]:
     """The floor: a deque behind a slotted `async with`, no feature at all."""
-    manager = FakeManager()
-    yield Opened(L0([await manager.connect() for _ in range(size)]).get)
+    yield Opened(L0([FakeConnection() for _ in range(size)]).get)
 
 
 @contestant("L3", kind="floor")
@@ -77,7 +132,13 @@ async def _l3(size: int) -> AsyncIterator[Opened]:
     yield Opened(pool.get, pool.get)
 
 
-@contestant("ours", kind="ours", package="pool-core")
+@contestant("L0q", kind="floor")
+async def _l0q(size: int) -> AsyncIterator[Opened]:
+    """L0 with a queue of bare futures: no time-out, and it loses connections when a get is cancelled."""
+    yield Opened(Queue([FakeConnection() for _ in range(size)]).get)
+
+
+@contestant("ours", kind="ours", module="pool_core")
 async def _ours(size: int) -> AsyncIterator[Opened]:
     """At its default settings."""
     from pool_core import Pool
@@ -86,7 +147,7 @@ async def _ours(size: int) -> AsyncIterator[Opened]:
         yield Opened(pool.get, pool.get)
 
 
-@contestant("ours-lean", kind="ours", package="pool-core")
+@contestant("ours-lean", kind="ours")
 async def _lean(size: int) -> AsyncIterator[Opened]:
     """With lifetime, idle time-out, tests and deadlock detection off."""
     from pool_core import Pool
@@ -94,3 +155,124 @@ async def _lean(size: int) -> AsyncIterator[Opened]:
     options: dict[str, Any] = {"max_lifetime": None, "idle_timeout": None, "test_on_check_out": False}
     async with Pool(FakeManager(), max_size=size, detect_deadlock=False, **options) as pool:
         yield Opened(pool.get, pool.get)
+
+
+# --- peers
+
+
+@contestant("asyncpg.Pool", package="asyncpg", module="asyncpg")
+async def _asyncpg(size: int) -> AsyncIterator[Opened]:
+    """Its reset of a returned connection does nothing here."""
+    import asyncpg
+
+    fake = fakes.asyncpg_connection()
+
+    async def connect(*_: Any, **__: Any) -> Any:
+        return fake()
+
+    async with asyncpg.create_pool(min_size=size, max_size=size, connect=connect) as pool:
+        yield Opened(pool.acquire, lambda seconds: pool.acquire(timeout=seconds))
+
+
+@contestant("psycopg_pool", package="psycopg-pool", module="psycopg_pool")
+async def _psycopg(size: int) -> AsyncIterator[Opened]:
+    """Commit and rollback of its connection's own `async with` do nothing here."""
+    from psycopg_pool import AsyncConnectionPool
+
+    cls = fakes.psycopg_connection()
+    async with AsyncConnectionPool(connection_class=cls, min_size=size, max_size=size, open=False) as pool:
+        await pool.wait()
+        yield Opened(pool.connection, pool.connection)
+
+
+@contestant("aiomysql.Pool", package="aiomysql", module="aiomysql")
+async def _aiomysql(size: int) -> AsyncIterator[Opened]:
+    """Its get takes no time-out."""
+    import aiomysql
+    import aiomysql.pool
+
+    with patch.object(aiomysql.pool, "connect", fakes.mysql_connect):
+        async with aiomysql.create_pool(minsize=size, maxsize=size) as pool:
+            yield Opened(pool.acquire)
+
+
+@contestant("asyncmy.Pool", package="asyncmy", module="asyncmy")
+async def _asyncmy(size: int) -> AsyncIterator[Opened]:
+    """Compiled (Cython); a newcomer overtakes who waits, so it is not fair; its get takes no time-out."""
+    import asyncmy
+
+    # The package exports a function of the module's name, so the module is had by import_module only.
+    with patch.object(importlib.import_module("asyncmy.pool"), "connect", fakes.mysql_connect):
+        async with asyncmy.create_pool(minsize=size, maxsize=size) as pool:
+            yield Opened(pool.acquire)
+
+
+@contestant("redis ConnectionPool", package="redis", module="redis.asyncio", waits=False)
+async def _redis(size: int) -> AsyncIterator[Opened]:
+    """It raises when all connections are lent, so it stands in no workload where a get waits."""
+    from redis.asyncio import ConnectionPool
+
+    async with ConnectionPool(fakes.RedisConnection, max_connections=size) as pool:
+        yield Opened(lambda: Pair(pool.get_connection, pool.release))
+
+
+@contestant("redis BlockingConnectionPool", package="redis", module="redis.asyncio")
+async def _redis_blocking(size: int) -> AsyncIterator[Opened]:
+    """Its time-out is an option of the pool, always on; its get takes none."""
+    from redis.asyncio import BlockingConnectionPool
+
+    async with BlockingConnectionPool(size, connection_class=fakes.RedisConnection) as pool:
+        yield Opened(lambda: Pair(pool.get_connection, pool.release))
+
+
+@contestant("SQLAlchemy AsyncAdaptedQueuePool", package="SQLAlchemy", module="sqlalchemy.ext.asyncio")
+async def _sqlalchemy(size: int) -> AsyncIterator[Opened]:
+    """The pool alone, in its greenlets, as an AsyncEngine calls it; its get takes no time-out."""
+    from sqlalchemy.pool import AsyncAdaptedQueuePool
+    from sqlalchemy.util import greenlet_spawn
+
+    pool = AsyncAdaptedQueuePool(fakes.DBAPIConnection, pool_size=size, max_overflow=0)
+    try:
+        yield Opened(lambda: Pair(lambda: greenlet_spawn(pool.connect), lambda conn: greenlet_spawn(conn.close)))
+    finally:
+        await greenlet_spawn(pool.dispose)
+
+
+@contestant("connpool", package="connpool", module="connpool")
+async def _connpool(size: int) -> AsyncIterator[Opened]:
+    """The generic pool whose options are most like ours; a newcomer overtakes who waits, so it is not fair."""
+    from connpool import AsyncConnectionPool, PoolConfig
+
+    async with AsyncConnectionPool.from_callables(
+        FakeConnection, close=fakes.close, config=PoolConfig(max_size=size)
+    ) as pool:
+        yield Opened(pool.connection, pool.connection)
+
+
+@contestant("asyncio-connection-pool", package="asyncio-connection-pool", module="asyncio_connection_pool")
+async def _asyncio_connection_pool(size: int) -> AsyncIterator[Opened]:
+    """Nothing but a size and a test for closed connections; its get takes no time-out."""
+    from asyncio_connection_pool import ConnectionPool
+
+    yield Opened(ConnectionPool(strategy=fakes.strategy(), max_size=size).get_connection)
+
+
+@contestant("generic-connection-pool", package="generic-connection-pool", module="generic_connection_pool.asyncio")
+async def _generic_connection_pool(size: int) -> AsyncIterator[Opened]:
+    """A pool of pools, by endpoint; one endpoint is used here."""
+    from generic_connection_pool.asyncio import ConnectionPool
+
+    pool = ConnectionPool(fakes.endpoint_manager(), max_size=size, total_max_size=size)
+    try:
+        yield Opened(lambda: pool.connection("here"), lambda seconds: pool.connection("here", seconds))
+    finally:
+        await pool.close()
+
+
+@contestant("aiosqlitepool", package="aiosqlitepool", module="aiosqlitepool")
+async def _aiosqlitepool(size: int) -> AsyncIterator[Opened]:
+    """It tests at every get and rolls back at every return (both do nothing here); its get takes no time-out."""
+    from aiosqlitepool import SQLiteConnectionPool
+
+    async with SQLiteConnectionPool(fakes.sqlite_connection, pool_size=size) as pool:
+        yield Opened(pool.connection)

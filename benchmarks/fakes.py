@@ -1,10 +1,16 @@
-"""Connections that do nothing, at once: what is measured over them is the pool alone."""
+"""Connections that do nothing, at once: what is measured over them is the pool alone.
+
+Each is made in the way that its pool allows, and answers only what its pool asks of a healthy connection. All of them
+are made in this file: the memory benchmark leaves out what was allocated here.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class FakeConnection:
-    """One bare object, so that it weighs as little as it can in the memory that is measured."""
+    """For the generic pools and the floors."""
 
     __slots__ = ("__weakref__", "broken")
 
@@ -26,3 +32,193 @@ class FakeManager:
 
     async def close(self, conn: FakeConnection, /) -> None:
         conn.broken = True
+
+
+async def close(conn: FakeConnection) -> None:
+    conn.broken = True
+
+
+def asyncpg_connection() -> type[Any]:
+    """A subclass, since asyncpg's pool takes no other."""
+    import asyncpg
+
+    class Protocol:
+        queries_count = 0
+
+        def _is_cancelling(self) -> bool:
+            return False
+
+    class Connection(asyncpg.Connection):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._protocol = Protocol()
+            self._proxy = None
+            self._pool_release_ctr = 0
+            self._listeners: dict[str, Any] = {}
+            self._log_listeners: set[Any] = set()
+            self._closed = False
+
+        def __del__(self) -> None:
+            pass
+
+        def is_closed(self) -> bool:
+            return self._closed
+
+        def _check_open(self) -> None:
+            pass
+
+        async def reset(self, *, timeout: float | None = None) -> None:
+            pass
+
+        async def close(self, *, timeout: float | None = None) -> None:
+            self.terminate()
+
+        def terminate(self) -> None:
+            self._closed = True
+            self._pool_holder()._release_on_close()
+
+    return Connection
+
+
+def psycopg_connection() -> type[Any]:
+    """What psycopg_pool asks of a connection: that it is idle, and its `async with`."""
+    from psycopg.pq import TransactionStatus
+
+    class PGconn:
+        transaction_status = TransactionStatus.IDLE
+
+    class Connection:
+        pgconn = PGconn()
+        _created_at = 0.0
+        _expire_at = 0.0
+        _pool: Any = None
+
+        @classmethod
+        async def connect(cls, _: str, **__: Any) -> Any:
+            return cls()
+
+        async def __aenter__(self) -> Any:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def close(self) -> None:
+            pass
+
+    return Connection
+
+
+class MySQLReader:
+    """aiomysql looks at each idle connection's stream."""
+
+    eof_received = False
+
+    def at_eof(self) -> bool:
+        return False
+
+    def exception(self) -> None:
+        return None
+
+
+class MySQLConnection:
+    """For aiomysql and for asyncmy, which has grown out of it."""
+
+    _reader = MySQLReader()
+    _stream_broken = False
+    last_usage = float("inf")
+    connected = True
+    closed = False
+
+    def get_transaction_status(self) -> bool:
+        return False
+
+    async def ensure_closed(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.closed = True
+        self.connected = False
+
+
+async def mysql_connect(**_: Any) -> MySQLConnection:
+    return MySQLConnection()
+
+
+class RedisConnection:
+    """Redis-py's pools make it from a class; it is connected from the start and has nothing to read."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    async def connect(self) -> None:
+        pass
+
+    async def can_read(self) -> bool:
+        return False
+
+    def should_reconnect(self) -> bool:
+        return False
+
+    async def re_auth(self) -> None:
+        pass
+
+    async def disconnect(self) -> None:
+        pass
+
+
+class DBAPIConnection:
+    """SQLAlchemy rolls back what is returned."""
+
+    def rollback(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def strategy() -> Any:
+    """asyncio-connection-pool's three verbs."""
+    from asyncio_connection_pool import ConnectionStrategy
+
+    class Strategy(ConnectionStrategy[FakeConnection]):
+        async def make_connection(self) -> FakeConnection:
+            return FakeConnection()
+
+        def connection_is_closed(self, conn: FakeConnection) -> bool:
+            return conn.broken
+
+        async def close_connection(self, conn: FakeConnection) -> None:
+            conn.broken = True
+
+    return Strategy()
+
+
+def endpoint_manager() -> Any:
+    """generic-connection-pool's two verbs."""
+    from generic_connection_pool.asyncio import BaseConnectionManager
+
+    class Manager(BaseConnectionManager[str, FakeConnection]):
+        async def create(self, endpoint: str) -> FakeConnection:
+            return FakeConnection()
+
+        async def dispose(self, endpoint: str, conn: FakeConnection) -> None:
+            conn.broken = True
+
+    return Manager()
+
+
+class SQLiteConnection:
+    """aiosqlitepool asks for a row before each get, and rolls back after it."""
+
+    async def execute(self, *_: Any) -> None:
+        pass
+
+    async def rollback(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+async def sqlite_connection() -> Any:
+    return SQLiteConnection()

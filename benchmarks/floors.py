@@ -44,6 +44,47 @@ class L0Lease:
         self.pool.idle.append(self.conn)
 
 
+class Queue:
+    """L0 with waiting: a queue of bare futures, served in order. No time-out, and a cancelled get loses what it got."""
+
+    __slots__ = ("idle", "waiters")
+
+    def __init__(self, conns: list[FakeConnection]) -> None:
+        self.idle = deque(conns)
+        self.waiters: deque[asyncio.Future[FakeConnection]] = deque()
+
+    def get(self) -> QueueLease:
+        return QueueLease(self)
+
+
+class QueueLease:
+    __slots__ = ("conn", "pool")
+
+    def __init__(self, pool: Queue) -> None:
+        self.pool = pool
+
+    async def __aenter__(self) -> FakeConnection:
+        pool = self.pool
+        if pool.idle:
+            conn = self.conn = pool.idle.pop()
+            return conn
+        waiter: asyncio.Future[FakeConnection] = asyncio.get_running_loop().create_future()
+        pool.waiters.append(waiter)
+        conn = self.conn = await waiter
+        return conn
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        waiters = self.pool.waiters
+        while waiters:
+            waiter = waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(self.conn)
+                return
+        self.pool.idle.append(self.conn)
+
+
 class L3:
     """A correct pool after bb8 in plain style: expiry, broken check, FIFO waiters with a time-out each, counters.
 

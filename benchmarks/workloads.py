@@ -9,10 +9,13 @@ import asyncio
 import itertools
 from dataclasses import dataclass
 from time import perf_counter, thread_time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .contestants import Getter
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractAsyncContextManager
+
+    from .contestants import Getter, Opened
 
 
 async def fill(get: Getter, size: int) -> None:
@@ -36,6 +39,15 @@ async def warm(get: Getter, count: int) -> float:
     return (thread_time() - began) / count
 
 
+async def warm_within(opened: Opened, count: int) -> tuple[float, float]:
+    """The same without and with a time-out, by turns, so that their difference is of the same moment."""
+    plain = timed = 0.0
+    for _ in range(4):
+        plain += await warm(opened.get, count // 4)
+        timed += await warm(lambda: opened.within(5.0), count // 4)
+    return plain / 4, timed / 4
+
+
 async def hand_off(get: Getter, count: int) -> float:
     """Seconds of CPU for one use, two tasks taking turns at the only connection."""
 
@@ -46,7 +58,7 @@ async def hand_off(get: Getter, count: int) -> float:
 
     began = thread_time()
     await asyncio.gather(user(), user())
-    return (thread_time() - began) / count
+    return (thread_time() - began) / (count // 2 * 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +70,7 @@ class Contention:
     p99: float  # seconds of waiting
 
 
-async def contended(get: Getter, operations: int, *, tasks: int = 1000, seconds: float = 1.0) -> Contention:
+async def contended(get: Getter, operations: int, *, tasks: int = 1000, seconds: float = 4.0) -> Contention:
     """Tasks that get, yield once to the loop and release, again and again, until so many operations or seconds.
 
     One task in ten measures its waits, so that the clock's own cost stays small. At the end every task that waits is
@@ -99,6 +111,91 @@ async def contended(get: Getter, operations: int, *, tasks: int = 1000, seconds:
     cost = (thread_time() - began) / sum(counts)
     timer.cancel()
     return Contention(cost, jain(counts), percentile(waits, 0.99))
+
+
+class Crowd:
+    """Tasks that all wait for a pool's only connection."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+        self.loop = asyncio.get_running_loop()
+        self.tasks: list[asyncio.Task[None]] = []
+        self.left = 0
+        self.gone: asyncio.Future[None] = self.loop.create_future()
+
+    async def gather(self, leases: Iterable[Callable[[], AbstractAsyncContextManager[Any]]]) -> float:
+        """Let one task wait for each lease; returns the CPU time that queueing took, tasks included."""
+        self.holder = self.opened.get()
+        await self.holder.__aenter__()
+        began = thread_time()
+        self.tasks = [self.loop.create_task(self.wait(lease)) for lease in leases]
+        self.left = len(self.tasks)
+        for _ in range(4):  # in some pools a get takes a turn or two until it waits
+            await asyncio.sleep(0)
+        return thread_time() - began
+
+    async def wait(self, lease: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
+        try:
+            async with lease():
+                pass
+        except (asyncio.CancelledError, Exception):  # noqa: BLE001 (each pool has its own kind of time-out)
+            pass
+        finally:
+            self.left -= 1
+            if not self.left:
+                self.gone.set_result(None)
+
+    async def leave(self) -> None:
+        """Give the connection back, and see that the pool still lends it."""
+        await self.holder.__aexit__(None, None, None)
+        async with asyncio.timeout(10), self.opened.get():
+            pass
+
+
+async def serve(opened: Opened, waiters: int) -> tuple[float, float]:
+    """Seconds of CPU a waiter: to queue, and to be served when the connection comes back."""
+    crowd = Crowd(opened)
+    queued = await crowd.gather(opened.get for _ in range(waiters))
+    began = thread_time()
+    await crowd.holder.__aexit__(None, None, None)
+    await crowd.gone
+    return queued / waiters, (thread_time() - began) / waiters
+
+
+async def mass_cancel(opened: Opened, waiters: int, *, newest_first: bool) -> float:
+    """Seconds of CPU a waiter, from the first cancel until the last task has ended."""
+    crowd = Crowd(opened)
+    await crowd.gather(opened.get for _ in range(waiters))
+    began = thread_time()
+    for task in reversed(crowd.tasks) if newest_first else crowd.tasks:
+        task.cancel()
+    await crowd.gone
+    cost = thread_time() - began
+    await crowd.leave()
+    return cost / waiters
+
+
+async def mass_time_out(opened: Opened, waiters: int, *, newest_first: bool) -> float:
+    """Seconds of CPU a waiter, from queueing to the end of its task: time-outs end within microseconds of each other.
+
+    Oldest first, all have the same time-out; newest first, each has a shorter one than the last.
+    """
+    loop = asyncio.get_running_loop()
+    crowd = Crowd(opened)
+    seconds = 0.02 + waiters * 40e-6  # longer than queueing takes
+    end = loop.time() + seconds
+
+    def waiter(number: int) -> Callable[[], AbstractAsyncContextManager[Any]]:
+        if newest_first:
+            return lambda: opened.within(end + (waiters - number) * 1e-6 - loop.time())
+        return lambda: opened.within(seconds)
+
+    began = thread_time()
+    await crowd.gather(waiter(number) for number in range(waiters))
+    await crowd.gone
+    cost = thread_time() - began
+    await crowd.leave()
+    return cost / waiters
 
 
 def jain(counts: list[int]) -> float:
