@@ -39,13 +39,20 @@ def _monitors() -> int:
     return sum(thread.name.startswith("pymongo_") for thread in threading.enumerate())
 
 
-async def test_sessions_cost_one_client_however_many_they_are(kind: Any, mongo: Server, sockets: Any) -> None:
+async def test_sessions_cost_one_client_and_a_socket_for_each_that_is_at_work(
+    kind: Any, mongo: Server, admin: Any, sockets: Any
+) -> None:
     """The other half of the README's table."""
     manager = kind.sessions(mongo.url)
     before = len(sockets())
     leased = [await manager.connect() for _ in range(10)]
     await asyncio.sleep(0.3)
     assert len(sockets()) - before == 3
+    await admin.fail("find", times=4, blockConnection=True, blockTimeMS=400)
+    work = [asyncio.ensure_future(one.client.pool.things.find_one({}, session=one)) for one in leased[:4]]
+    await asyncio.sleep(0.2)
+    assert len(sockets()) - before == 2 + 4
+    await asyncio.gather(*work)
     for session in leased:
         await manager.close(session)
 

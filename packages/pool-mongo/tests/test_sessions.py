@@ -263,6 +263,18 @@ async def _port(session: Any) -> int:
     return int(node[1])
 
 
+async def test_an_update_keeps_what_it_does_not_name(kind: Any, locked: Server) -> None:
+    """A new password is one word; user, hosts and options stay, however they were given."""
+    there = f"{locked.host}:{locked.port}/?directConnection=true"
+    manager = kind.sessions(f"mongodb://{locked.user}:wrong@{there}", appname="before", maxPoolSize=3)
+    manager.update(password=locked.password, appName="after")
+    session = await manager.connect()
+    options = session.client.options.pool_options
+    assert (options.appname, options.max_pool_size) == ("after", 3)
+    await session.client.pool.things.find_one({}, session=session)
+    await manager.close(session)
+
+
 async def test_a_refused_update_changes_nothing(kind: Any, mongo: Server) -> None:
     """A typing mistake during a rotation must not stop the pool."""
     manager = kind.sessions(mongo.url)
@@ -336,6 +348,22 @@ async def test_two_loops_at_once_have_a_client_each(kind: Any, mongo: Server) ->
     assert await asyncio.to_thread(asyncio.run, elsewhere())
     await mine.client.admin.command("ping", session=mine)
     await manager.close(mine)
+
+
+@pytest.mark.parametrize("lends", ["sessions", "clients"])
+async def test_where_the_driver_has_moved_its_insides_nothing_is_lent_twice(
+    kind: Any, mongo: Server, lends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new release of PyMongo: slower, and as clean as before."""
+    monkeypatch.setattr("pool_mongo._internals.understood", lambda *_: False)
+    errors: list[BaseException] = []
+    async with Pool(getattr(kind, lends)(mongo.url), max_size=1, min_idle=1, error_sink=errors.append) as pool:
+        for _ in range(2):
+            async with pool.get() as lease:
+                await (lease.client if lends == "sessions" else lease).admin.command("ping")
+        statistics = pool.state().statistics
+        assert statistics.connections_closed[CloseReason.RESET_FAILED] == 2
+    assert f"PyMongo {pymongo.version} has moved" in str(errors[0])
 
 
 def test_a_pool_left_open_on_a_dead_loop_can_be_opened_again(kind: Any, mongo: Server) -> None:

@@ -49,29 +49,24 @@ class _Manager(Generic[Client, Session]):
         if not 0 < ping_timeout < math.inf:
             raise ValueError(f"ping_timeout={ping_timeout!r}: give seconds, more than 0 and finite")
         self._ping_timeout = float(ping_timeout)
-        self._settings = self._check(url, options)
+        given = {name.lower() for name in options}
+        defaults = {name: value for name, value in self._defaults.items() if name.lower() not in given}
+        self._settings = Settings(url, {**defaults, **options}, self._driver.make)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._settings.place}>"
-
-    def _check(self, url: str | None, options: Mapping[str, Any]) -> Settings:
-        return Settings(url, {**self._given_defaults(options), **options}, self._driver.make)
-
-    def _given_defaults(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        given = {name.lower() for name in options}
-        return {name: value for name, value in self._defaults.items() if name.lower() not in given}
 
     def update(self, url: str | None = None, **options: Any) -> None:
         """Use other settings for what is opened from now on; what is open stays as it is. ``pool.evict()`` retires it.
 
         Args:
-            url: as for the manager itself.
-            options: likewise. All of them are replaced, not only those named.
+            url: as for the manager itself; None: the present one stays.
+            options: likewise, of the driver's client; those that are not named stay.
 
         Raises:
             TypeError, ValueError: as the manager itself; the old settings stay in force then.
         """
-        self._settings = self._check(url, options)
+        self._settings = self._settings.updated(url, options, self._driver.make)
 
     def is_transient(self, exc: Exception, /) -> bool:
         """Tell whether the same connect may succeed later.
@@ -221,8 +216,8 @@ class SessionManager(_Manager[Client, Session]):
         """Use other settings for a new client, which new sessions join; the old one stays for its own sessions.
 
         Args:
-            url: as for the manager itself.
-            options: the client's, as for the manager itself. All of them are replaced, not only those named.
+            url: as for the manager itself; None: the present one stays.
+            options: likewise, of the driver's client; those that are not named stay.
 
         Raises:
             TypeError, ValueError: as the manager itself; the old settings stay in force then.

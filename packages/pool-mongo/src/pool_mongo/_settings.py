@@ -63,6 +63,18 @@ class Settings:
     def __repr__(self) -> str:
         return f"<{self.place}>"
 
+    def updated(self, url: str | None, options: Mapping[str, Any], make: Callable[..., object]) -> Settings:
+        """These settings, with those that are given in the place of the old ones. The driver ignores case in names, so do we.
+
+        Raises:
+            TypeError, ValueError: as for new ones.
+        """
+        given = {name.lower() for name in options} | ({"host"} if url is not None else set())
+        kept = {name: value for name, value in self._options.items() if name.lower() not in given}
+        if url is None and "host" not in given:
+            url = self._url
+        return Settings(url, {**kept, **options}, make)
+
     async def arguments(self) -> tuple[tuple[str, ...], dict[str, Any]]:
         """What to call the driver's client with, credentials fetched: for use at once, not for keeping."""
         options = dict(self._options)
