@@ -48,9 +48,9 @@ async def test_sessions_cost_one_client_and_a_socket_for_each_that_is_at_work(
     leased = [await manager.connect() for _ in range(10)]
     await asyncio.sleep(0.3)
     assert len(sockets()) - before == 3
-    await admin.fail("find", times=4, blockConnection=True, blockTimeMS=400)
+    await admin.fail("find", times=4, blockConnection=True, blockTimeMS=1200)
     work = [asyncio.ensure_future(one.client.pool.things.find_one({}, session=one)) for one in leased[:4]]
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.9)  # and the one who set the fail point has hung up
     assert len(sockets()) - before == 2 + 4
     await asyncio.gather(*work)
     for session in leased:
