@@ -8,6 +8,9 @@ says what is not plain to see:
     <!-- given: pool -->        the block works with `pool`, an open pool on SQLite; `await` may stand at its top
     <!-- recipe -->             the block is a file of tests, run by pytest
     <!-- output -->             the next block is what the one before it prints ("..." is anything)
+
+A block that opens with ```python no-run needs more than one server: only its imports are run here, and the tests of its
+package do the rest.
 """
 
 from __future__ import annotations
@@ -47,10 +50,11 @@ SERVER_OF_SCHEME = {
 }
 VARIABLES = {"redis": "REDIS_URL", "mongo": "MONGODB_URL"}
 """What a page may call the URL beside DATABASE_URL."""
-ALONE = {"redis+sentinel", "redis+cluster", "mongodb+srv"}
-"""Schemes whose servers no single container is: their packages' own tests run such programs."""
 
-BLOCK = re.compile(r"(?:^<!-- *(?P<word>\w+)(?:: *(?P<value>[^>]*?))? *-->\n)?^```(?P<lang>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(
+    r"(?:^<!-- *(?P<word>\w+)(?:: *(?P<value>[^>]*?))? *-->\n)?^```(?P<lang>\w+)(?P<rest>[^\n]*)\n(?P<code>.*?)^```$",
+    re.M | re.S,
+)
 URL = re.compile(r"""(?P<quote>["'])(?P<scheme>[a-z+]+)://[^"'\s?]*(?P<query>\?[^"'\s]*)?(?P=quote)""")
 
 
@@ -62,6 +66,7 @@ class Block:
     word: str | None  # of the comment before it
     value: str
     output: str | None
+    runs: bool
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
@@ -78,13 +83,23 @@ def blocks() -> Iterator[Block]:
             if match["lang"] == "python":
                 line = text[: match.start("code")].count("\n") + 1
                 output = after["code"] if after is not None and after["word"] == "output" else None
-                yield Block(page, line, match["code"], match["word"], match["value"] or "", output)
+                yield Block(
+                    page,
+                    line,
+                    match["code"],
+                    match["word"],
+                    match["value"] or "",
+                    output,
+                    "no-run" not in match["rest"],
+                )
 
 
 BLOCKS = list(blocks())
 
 
 def server_of(block: Block) -> str | None:
+    if not block.runs:
+        return None
     if block.word == "server":
         return block.value
     if match := URL.search(block.code):
@@ -104,6 +119,9 @@ def program(block: Block, url: str | None) -> str:
         return f"{match['quote']}{url}{query}{match['quote']}"
 
     code = URL.sub(real, block.code)
+    if not block.runs:
+        imports = [node for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        return "\n".join(map(ast.unparse, imports))
     if block.word != "given":
         return code
     assert block.value == "pool", f"{block}: only a pool can be given"
@@ -131,7 +149,9 @@ def test_a_block_runs_as_it_stands(block: Block, request: pytest.FixtureRequest,
     command = [sys.executable, "-W", "error", str(file)]
     if block.word == "recipe":
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=50, env=environment, cwd=tmp_path, check=False
+    )
     assert done.returncode == 0, f"{block}:\n{done.stdout}\n{done.stderr}"
     assert "Warning" not in done.stderr, f"{block}:\n{done.stderr}"
     if block.output is not None:

@@ -55,7 +55,11 @@ def tests_of(path: Path) -> dict[str, tuple[int, str]]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
     }
     for node in tree.body:  # a machine of Hypothesis: `TestMachine = Machine.TestCase`
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.startswith("Test"):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id.startswith("Test")
+        ):
             found[node.targets[0].id] = (node.lineno, "A machine of Hypothesis")
     return found
 
