@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pool_core
 import pytest
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ VARIABLES = {"redis": "REDIS_URL", "mongo": "MONGODB_URL"}
 
 BLOCK = re.compile(
     r"(?:^<!-- *(?P<word>\w+)(?:: *(?P<value>[^>]*?))? *-->\n)?^```(?P<lang>\w+)(?P<rest>[^\n]*)\n(?P<code>.*?)^```$",
-    re.M | re.S,
+    re.MULTILINE | re.DOTALL,
 )
 URL = re.compile(r"""(?P<quote>["'])(?P<scheme>[a-z+]+)://[^"'\s?]*(?P<query>\?[^"'\s]*)?(?P=quote)""")
 
@@ -156,14 +157,14 @@ def test_a_block_runs_as_it_stands(block: Block, request: pytest.FixtureRequest,
     assert "Warning" not in done.stderr, f"{block}:\n{done.stderr}"
     if block.output is not None:
         pattern = ".*?".join(re.escape(part) for part in block.output.strip().split("..."))
-        assert re.fullmatch(pattern, done.stdout.strip(), re.S), f"{block} prints:\n{done.stdout}"
+        assert re.fullmatch(pattern, done.stdout.strip(), re.DOTALL), f"{block} prints:\n{done.stdout}"
 
 
 def test_every_page_with_python_is_among_them() -> None:
     """A page is not left out because its blocks are written in another way."""
     for page in PAGES:
         if page.is_file():
-            fences = len(re.findall(r"^ *```+ *python", page.read_text(), re.M))
+            fences = len(re.findall(r"^ *```+ *python", page.read_text(), re.MULTILINE))
             assert fences == sum(block.page == page for block in BLOCKS), page
 
 
@@ -175,7 +176,21 @@ def test_each_block_is_python() -> None:
 
 def test_each_semantic_names_a_test() -> None:
     """The promises of the pool are sixteen, and each is proven. (That the tests exist is checked when the site is built.)"""
-    parts = re.split(r"^## (\d+)\. ", (DOCS / "semantics.md").read_text(), flags=re.M)[1:]
+    parts = re.split(r"^## (\d+)\. ", (DOCS / "semantics.md").read_text(), flags=re.MULTILINE)[1:]
     assert parts[::2] == [str(number) for number in range(1, 17)]
     for number, text in zip(parts[::2], parts[1::2], strict=True):
         assert "{proof}`" in text, f"semantic {number} names no test"
+
+
+def test_each_program_that_a_page_names_is_there() -> None:
+    """`examples/x.py` is a promise."""
+    for page in PAGES:
+        if page.is_file():
+            for name in re.findall(r"\bexamples/[\w/]+\.py", page.read_text()):
+                assert (ROOT / name).is_file(), f"{page.relative_to(ROOT)} names {name}"
+
+
+def test_each_public_name_is_in_the_reference() -> None:
+    """What can be imported is documented, and what is documented can be imported."""
+    described = set(re.findall(r"^\.\. auto\w+:: pool_core\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE))
+    assert described == set(pool_core.__all__)

@@ -105,7 +105,7 @@ class Issue(SphinxRole):
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         project, _, number = self.text.partition("#")
         repository = TRACKERS.get(project, project)
-        if "/" not in repository or not number.isdigit():
+        if "/" not in str(repository) or not number.isdigit():
             logger.warning("no such issue tracker or number: %s", self.text, location=self.get_location())
         return [nodes.reference("", f"#{number}", refuri=f"https://github.com/{repository}/issues/{number}")], []
 
