@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import subprocess
@@ -227,6 +228,45 @@ async def test_a_coroutine_dropped_inside_its_block_gives_back() -> None:
         assert pool.state().in_use == 1
         coro.close()
         assert pool.state().in_use == 0
+        books(pool)
+
+
+@virtual
+async def test_a_block_left_by_a_garbage_collection_in_another_thread_gives_back_in_the_pools_own() -> None:
+    """A coroutine whose task was lost is thrown away in whatever thread collects it; the driver must not notice."""
+    here = threading.get_ident()
+    threads: list[int] = []
+
+    def where(conn: Any) -> bool:
+        threads.append(threading.get_ident())
+        return bool(conn.broken)
+
+    manager = ScriptedManager(has_broken=where, close=where)
+    async with Pool(manager, max_size=1) as pool:
+        await hold(pool)
+
+        async def body() -> None:
+            async with pool.get():
+                await asyncio.Event().wait()
+
+        dropped = [body()]
+        dropped[0].send(None)
+        beside = pool.dedicated_connection()
+        await beside.__aenter__()
+
+        def collect() -> None:
+            dropped.clear()
+            with contextlib.suppress(StopIteration):
+                beside.__aexit__().send(None)
+
+        collector = threading.Thread(target=collect)
+        collector.start()
+        collector.join()
+        assert pool.state().in_use == 1
+        await turns()
+        assert (pool.state().in_use, pool.state().idle) == (0, 1)
+        assert set(threads) == {here}
+        assert len(manager.calls("close")) == 1
         books(pool)
 
 

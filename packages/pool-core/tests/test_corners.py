@@ -427,6 +427,43 @@ def test_a_loop_closed_over_waiters_and_connects_leaves_a_pool_that_opens_afresh
     loop._ready.clear()  # type: ignore[attr-defined]
 
 
+def test_gets_that_died_with_their_loop_count_as_cancelled_once() -> None:
+    """Whether their coroutines are thrown away before the pool opens again, after it, or never."""
+    for when in ("before", "after", "never"):
+        manager = ScriptedManager(connect=NEVER)
+        pool = Pool(manager, max_size=1)
+        loop = asyncio.new_event_loop()
+
+        async def forgets(pool: Pool[Any]) -> list[Any]:
+            await pool.open()
+            gets = [pool.get().__aenter__() for _ in range(3)]
+            for get in gets:
+                get.send(None)
+            return gets
+
+        gets = loop.run_until_complete(forgets(pool))
+        for task in asyncio.all_tasks(loop):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        loop.close()
+        assert pool.state().waiting == 3
+        manager.script(connect=OK)
+
+        async def uses(pool: Pool[Any], gets: list[Any], when: str) -> None:
+            if when == "before":
+                gets.clear()
+            async with pool:
+                assert pool.state().waiting == 0
+                if when == "after":
+                    gets.clear()
+                await hold(pool)
+                state = pool.state()
+                assert (state.waiting, state.statistics.gets_cancelled, state.statistics.gets_started) == (0, 3, 4)
+                books(pool)
+
+        run(uses, pool, gets, when)
+        loop._ready.clear()  # type: ignore[attr-defined]
+
+
 def test_a_connect_that_outlives_its_loop_is_abandoned_without_terminate() -> None:
     """Counted, and no more."""
     manager = ScriptedManager(without=["terminate"])

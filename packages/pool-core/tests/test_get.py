@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from pool_core import Pool, PoolClosed, PooledConnection, PoolError, PoolOverloaded, PoolTimeout
@@ -384,6 +387,24 @@ async def test_gets_with_a_connect_or_a_test_of_their_own_are_not_counted_as_wai
 
 
 @virtual
+async def test_a_get_with_a_test_and_a_connect_of_its_own_makes_room_for_no_other() -> None:
+    """Its test is slow, so a connect was begun for it too: it is one get all the same."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=2, max_waiting=0) as pool:
+        await hold(pool)
+        await asyncio.sleep(5)
+        manager.script(is_valid=Delay(3), connect=Delay(3))
+        first = asyncio.create_task(hold(pool))
+        await asyncio.sleep(1)
+        state = pool.state()
+        assert (state.validating, state.opening) == (1, 1)
+        with pytest.raises(PoolOverloaded):
+            await pool.get()
+        await first
+        books(pool)
+
+
+@virtual
 async def test_a_get_on_a_pool_that_is_not_open_says_what_to_do() -> None:
     """Before open and after close; PoolClosed counts as failed."""
     pool = Pool(ScriptedManager())
@@ -430,6 +451,22 @@ async def test_a_broken_connection_is_never_lent() -> None:
         first.broken = True
         async with pool.get() as second:
             assert second is not first
+        closed(pool, broken=1)
+        books(pool)
+
+
+@virtual
+async def test_a_connection_that_breaks_between_its_hand_over_and_the_cancel_of_its_get_goes_to_nobody() -> None:
+    """has_broken is asked again before the next waiter has it."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        lease = await pool.get()
+        conn = lease.conn
+        waiters = [asyncio.create_task(hold(pool)) for _ in range(2)]
+        await turns()
+        lease.release()
+        waiters[0].cancel()
+        conn.broken = True
+        assert await waiters[1] is not conn
         closed(pool, broken=1)
         books(pool)
 
@@ -526,3 +563,37 @@ async def test_closing_ends_a_try_get_that_is_testing() -> None:
     with pytest.raises(PoolClosed):
         await task
     books(pool)
+
+
+@virtual
+async def test_ten_thousand_gets_behind_a_slow_try_get_cost_no_more_than_without_it() -> None:
+    """A try_get waits at the head: nobody looks for it through the whole queue at each get."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=1) as pool:
+        await hold(pool)
+        await asyncio.sleep(5)
+        manager.script(is_valid=Delay(1))
+        trying = asyncio.create_task(pool.try_get())
+        await turns()
+        looked = CountingDeque(pool._state.waiters)
+        pool._state.waiters = looked
+        gets = [asyncio.create_task(hold(pool)) for _ in range(10_000)]
+        await turns(3)
+        assert pool.state().waiting == 10_000
+        assert looked.seen < 100_000
+        lease = await trying
+        assert lease is not None
+        lease.release()
+        await asyncio.gather(*gets)
+        books(pool)
+
+
+class CountingDeque(collections.deque[Any]):
+    """Counts how many of its items are looked at by iterating."""
+
+    seen = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in super().__iter__():
+            self.seen += 1
+            yield item

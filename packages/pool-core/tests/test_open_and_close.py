@@ -10,7 +10,7 @@ from contextvars import ContextVar
 
 import pytest
 from pool_core import ConnectError, Pool, PoolClosed, PoolTimeout, WrongEventLoop
-from pool_core.testing import NEVER, Delay, ScriptedCustomizer, ScriptedManager, SwallowCancel, run
+from pool_core.testing import NEVER, OK, Delay, FakeConnection, ScriptedCustomizer, ScriptedManager, SwallowCancel, run
 
 from .helpers import books, closed, hold, turns, virtual
 
@@ -184,6 +184,27 @@ async def test_a_cancelled_joiner_leaves_the_opening_alone() -> None:
 
 
 @virtual
+@pytest.mark.parametrize("how", ["resize", "add"])
+async def test_open_ends_as_soon_as_enough_connections_are_up_from_wherever(how: str) -> None:
+    """It waited for connects that nobody needs any more, and raised their error."""
+    manager = ScriptedManager(connect=[OK, Delay(5, OSError("down"))])
+    pool = Pool(manager, max_size=3, min_idle=2, error_sink=lambda _: None)
+    opening = asyncio.create_task(pool.open())
+    await asyncio.sleep(1)
+    assert not opening.done()
+    if how == "resize":
+        pool.resize(min_idle=1)
+    else:
+        pool.add(FakeConnection(100))
+    await turns()
+    assert opening.done()
+    await opening
+    await asyncio.sleep(10)
+    books(pool)
+    await pool.close()
+
+
+@virtual
 async def test_closing_while_opening_makes_open_raise_pool_closed() -> None:
     """Never a hang."""
     manager = ScriptedManager(connect=Delay(5))
@@ -341,6 +362,35 @@ async def test_close_with_timeout_zero_terminates_at_once() -> None:
         await pool.close(0)
         assert conn.state == "terminated"
     closed(pool, pool_closed=1)
+
+
+@virtual
+async def test_a_get_whose_connection_was_terminated_in_the_tick_of_the_hand_over_fails() -> None:
+    """It would be lent a dead connection, and the gets would not add up."""
+    for tries in (False, True):
+        pool = Pool(ScriptedManager(), max_size=1)
+        await pool.open()
+        if tries:
+            await hold(pool)
+            await asyncio.sleep(5)
+            get: asyncio.Task[object] = asyncio.create_task(pool.try_get())
+            while not pool.state().in_use:
+                await asyncio.sleep(0)
+        else:
+            lease = await pool.get()
+            get = asyncio.create_task(hold(pool))
+            await turns()
+            lease.release()
+        assert not get.done()
+        closing = asyncio.ensure_future(pool.close(0))
+        pool._tasks._begin_close()
+        pool._tasks.finish_close()  # before the get's task goes on
+        with pytest.raises(PoolClosed):
+            await get
+        await closing
+        totals = pool.state().statistics
+        assert (totals.gets_direct + totals.gets_waited, totals.gets_failed) == (1, 0 if tries else 1)
+        books(pool)
 
 
 @pytest.mark.parametrize("timeout", [None, -1, float("nan")])

@@ -73,6 +73,9 @@ class PoolHistory(RuleBasedStateMachine):
 
 
 PoolHistory.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=150,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestPoolHistory = PoolHistory.TestCase

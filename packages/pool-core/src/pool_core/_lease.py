@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from asyncio import current_task
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -102,12 +103,15 @@ class PooledConnection(Generic[C]):
                     state.fresh.append(slot)
                 return
         if slot is not _OVER and slot is not _NEW:
-            raised = kind is not None
             tasks = pool._tasks
-            if not tasks.forked:
-                tasks.give_back(slot, raised=raised, discard=raised and tasks.config.discard_on_exception)
-            elif not raised:  # in the child of a fork, whose own error goes first
-                tasks.check_fork()
+            if tasks.forked:
+                if kind is None:  # else the child's own error goes first
+                    tasks.check_fork()
+            elif kind is None:
+                tasks.give_back(slot, raised=False)
+            else:  # perhaps a coroutine that is dropped, in any thread
+                discard = tasks.config.discard_on_exception
+                tasks.in_loop(partial(tasks.give_back, slot, raised=True, discard=discard))
 
     def __await__(self) -> Generator[Any, Any, PooledConnection[C]]:
         return self._acquire().__await__()

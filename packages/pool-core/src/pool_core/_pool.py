@@ -258,10 +258,7 @@ class Pool(Generic[C]):
                 stacklevel=2,
                 source=self,
             )
-        if tasks.loop.is_closed() or tasks.thread == get_ident():
-            tasks.bury()
-        else:
-            tasks.loop.call_soon_threadsafe(tasks.bury)
+        tasks.in_loop(tasks.bury)
 
 
 def _after_fork_in_child() -> None:

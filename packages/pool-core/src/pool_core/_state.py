@@ -302,7 +302,9 @@ class PoolState(Generic[C]):
             waiter.queued = False
             self._orphan(waiter)
         self.waiters.clear()
-        self.live = self._tries = self.waiting = 0
+        self.live = self._tries = 0
+        self.gets_cancelled += self.waiting
+        self.waiting = 0
         self.close(self.tick)
         for approval in list(self.approvals):
             self._redeem(approval)
@@ -340,7 +342,7 @@ class PoolState(Generic[C]):
             self._serve(now)
         if self.config.max_waiting is not None and waiter.queued and waiter.approval is None and waiter.test is None:
             helped = sum(a.waiter is not None for a in self.approvals)
-            helped += sum(s.tested_for is not None for s in self.validating)
+            helped += sum(s.tested_for is not None and s.tested_for.approval is None for s in self.validating)
             if self.live - helped > self.config.max_waiting:
                 self._drop(waiter)
                 self._settle(now)
@@ -369,7 +371,9 @@ class PoolState(Generic[C]):
         if slot not in self.slots:
             return  # terminated by close() meanwhile
         slot.holder = None
-        if (reason := self._retired(slot, now)) is not None:
+        if self.is_broken(slot.conn):
+            self._dead(slot, CloseReason.BROKEN, now)
+        elif (reason := self._retired(slot, now)) is not None:
             self._close(slot, reason)
         else:
             self._stock(slot, now, proven=True)
@@ -384,8 +388,8 @@ class PoolState(Generic[C]):
     def deadlock(self) -> Waiter[C] | None:
         """Find the newest waiter that holds a connection, if every connection is held by a task that waits here."""
         holding = {slot.holder for slot in self.slots}
-        if any(slot.loose for slot in self.slots):
-            return None
+        if None in holding or any(slot.loose for slot in self.slots):
+            return None  # unknown holders
         victim = None
         for waiter in self.waiters:
             if waiter.queued and waiter.patient and waiter.task in holding:
@@ -749,11 +753,11 @@ class PoolState(Generic[C]):
             waiter.approval = self._mint(waiter, now)
 
     def _turn_away(self) -> None:
-        """A try_get that has no idle connection left to hope for ends with None."""
-        for waiter in list(self.waiters):
-            if waiter.queued and waiter.idle_only and waiter.test is None:
-                self._drop(waiter)
-                waiter.offer(None)
+        """A try_get that has no idle connection left to hope for ends with None. It is the head: it came to no queue."""
+        head = self.waiters[0]
+        if head.test is None:
+            self._drop(head)
+            head.offer(None)
 
     def _top_up(self, now: float) -> None:
         if self._paused or not self.is_open:

@@ -250,6 +250,8 @@ class PoolTasks(Generic[C]):
         self._deadlock_check: asyncio.Handle | None = None
         self._watching = not config.detect_deadlock  # a look for a deadlock is due, or never wanted
         self._next_deadlock_check = -inf
+        self._blocked = 0  # holders that waited themselves when that was last counted
+        self._next_count = -inf
         self._outage = 0  # failed connects since the last success
         bypass = config.alive_bypass if config.test_on_check_out else None
         self._period = max(0.01, min(time for time in (bypass, config.idle_timeout, 8.0) if time) / BEATS)
@@ -280,6 +282,13 @@ class PoolTasks(Generic[C]):
             where = "outside of any event loop" if running is None else f"from {running!r}"
             msg = f"{self.label} belongs to {self.loop!r} and was used {where}: make one pool for each event loop"
             raise WrongEventLoop(msg)
+
+    def in_loop(self, act: Callable[[], None]) -> None:
+        """Do it now in the pool's own thread, else have its loop do it: garbage is collected in any thread."""
+        if self.thread == get_ident() or self.loop.is_closed():
+            act()
+        else:
+            self.loop.call_soon_threadsafe(act)
 
     def check_open(self) -> None:
         """Raise PoolClosed unless connections can be had (or WrongEventLoop, or ForkedPool)."""
@@ -336,6 +345,7 @@ class PoolTasks(Generic[C]):
         self._final = self._aborted = False
         self._outage = 0
         self._watching = not self.config.detect_deadlock
+        self._next_deadlock_check = self._next_count = -inf
         self._stacks = self.config.leak_threshold is not None or loop.get_debug()
         now = loop.time()
         self._set_observed(now)
@@ -532,14 +542,19 @@ class PoolTasks(Generic[C]):
         try:
             answer = await waiter.future
         except BaseException:
-            # Cancelled, perhaps in the tick of the hand-off; or thrown out at the end of the loop.
-            state.gets_cancelled += 1
-            self._left(waiter)
+            # Cancelled, perhaps in the tick of the hand-off. What a dead loop leaves behind bury() counts.
+            if not loop.is_closed():
+                state.waiting -= 1
+                state.gets_cancelled += 1
+                self._left(waiter)
+                if timer is not None:
+                    timer.cancel()
             raise
-        finally:
-            state.waiting -= 1
-            if timer is not None:
-                timer.cancel()
+        state.waiting -= 1
+        if timer is not None:
+            timer.cancel()
+        if type(answer) is Slot and answer.holder is None and answer not in state.slots:
+            answer = _Failure(None)  # close() terminated it in the tick of the hand-off
         if type(answer) is Slot:
             waited = answer.stamp - now
             if not waiter.direct:
@@ -586,6 +601,8 @@ class PoolTasks(Generic[C]):
             except BaseException:
                 self._left(waiter)
                 raise
+            if isinstance(answer, Slot) and answer not in self.state.slots:
+                answer = _Failure(None)
             if isinstance(answer, _Failure):
                 raise self._refusal(answer.error)
             slot = cast("Slot[C] | None", answer)
@@ -664,7 +681,7 @@ class PoolTasks(Generic[C]):
         if holders := sorted(self.holders(), key=lambda holder: -holder.held)[:3]:
             longest = ", ".join(f"#{h.connection_id} for {h.held:.3g} s by {h.task or 'no task'}" for h in holders)
             parts.append(f"held longest: {longest}")
-        if blocked := state.blocked_holders():
+        if blocked := self._blocked_holders():
             parts.append(f"holders that wait for another connection themselves: {blocked}")
         if state.last_error is not None:
             parts.append(f"last connect error: {_text(state.last_error)}")
@@ -684,6 +701,14 @@ class PoolTasks(Generic[C]):
         )
         error.__cause__ = picture.cause
         return error
+
+    def _blocked_holders(self) -> int:
+        now = self.loop.time()
+        if now >= self._next_count:
+            # A count goes through all waiters: it must stay rare where each of a hundred thousand ends with a picture.
+            self._next_count = now + 1e-6 * len(self.state.waiters)
+            self._blocked = self.state.blocked_holders()
+        return self._blocked
 
     def numbers(self) -> str:
         now = self.state.snapshot()
@@ -791,6 +816,8 @@ class PoolTasks(Generic[C]):
         if not state.is_open:
             self._is_closed()
             return
+        if state.starting and len(state.slots) >= state.min_idle:
+            self._end_opening(None)
         if state.parked and state.fresh:
             state.wake(self.loop.time())
             self._beat = self.loop.call_later(self._period, self._on_beat, context=self._context)
@@ -889,8 +916,6 @@ class PoolTasks(Generic[C]):
             slot = state.put(approval, conn, now, self._lifetime())
             if self._listeners:
                 self.emit(Acquired(slot.id, now - approval.since))
-            if self.life == "opening" and len(state.slots) >= self.config.min_idle:
-                self._end_opening(None)
             return
         if error is None:
             self._dispose(conn)
@@ -982,9 +1007,8 @@ class PoolTasks(Generic[C]):
 
     def close_dedicated(self, conn: C) -> None:
         """Close such a connection, in a task of the pool's own."""
-        if self.forked:
-            return
-        self._dispose(conn, gently=True)
+        if not self.forked:
+            self.in_loop(lambda: self._dispose(conn, gently=True))
 
     def _connect_error(self, call: Call, error: BaseException | None) -> BaseException:
         if call.ended:
@@ -1050,8 +1074,9 @@ class PoolTasks(Generic[C]):
         """Get rid of a connection outside the pool: one that came too late, or a dedicated one."""
         slot = Slot(conn, 0, 0.0, inf)
         slot.mark = CloseReason.DETACHED  # no on_release
-        if gently or not self._terminate(slot):
-            if self.loop.is_closed():
+        dead = self.loop.is_closed()
+        if (gently and not dead) or not self._terminate(slot):
+            if dead:
                 self._abandoned("a connection that came too late")
             else:
                 self._start(slot, self._goodbye(slot), "close", self.config.close_timeout, self._disposed)
