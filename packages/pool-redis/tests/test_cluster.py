@@ -99,7 +99,7 @@ def test_a_bad_url_is_refused_without_showing_it(url: str, words: str) -> None:
         ({"max_connections": 5}, ValueError, "one connection to each node"),
         ({"path": "/run/redis.sock"}, ValueError, "over TCP"),
         ({"pasword": "x"}, TypeError, "pasword"),
-        ({"protocol": 9, "maint_notifications_config": None}, ValueError, "protocol"),
+        ({"protocol": 9}, ValueError, "protocol"),
     ],
 )
 def test_bad_settings_are_refused_at_once(options: dict[str, Any], error: type[Exception], words: str) -> None:

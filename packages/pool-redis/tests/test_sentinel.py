@@ -16,9 +16,11 @@ from pool_redis import (
     LeasedRedis,
     MasterAwayError,
     RedisConnectionManager,
+    RedisPool,
     RedisSentinelConnectionManager,
     WrongServer,
 )
+from redis.asyncio import Redis
 from redis.exceptions import ReadOnlyError, RedisError
 
 from containers.servers import Server, ServerFactory
@@ -108,6 +110,8 @@ def test_bad_settings_are_refused_at_once() -> None:
     assert SECRET not in repr(vars(manager)) + repr(manager)
     with pytest.raises(ValueError, match="role='boss'"):
         manager.update(role="boss")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="host is not for Sentinel"):
+        manager.update(host="elsewhere")
     assert "master of 'mymaster' by host:26379" in repr(manager)
 
 
@@ -127,6 +131,42 @@ def test_leases_are_on_the_master_or_on_a_replica(service: tuple[Fleet, Fleet], 
                 await leases[0].conn.set("pool-redis:x", 1)
             for lease in leases:
                 lease.release()
+
+    run(main())
+
+
+def test_a_redis_pool_can_stand_on_sentinels(service: tuple[Fleet, Fleet], run: Any) -> None:
+    """redis-py's clients over our pool over Sentinel: nothing of it is bound to one server."""
+    data, sentinels = service
+
+    async def main() -> None:
+        async with RedisPool(manager_of(sentinels), max_size=2) as pool:
+            client = Redis(connection_pool=pool)
+            answers = await asyncio.gather(*(client.echo(str(number)) for number in range(20)))
+            assert answers == [str(number).encode() for number in range(20)]
+            assert (await client.role())[0] == b"master"
+
+    run(main())
+
+
+def test_an_update_leads_new_connections_elsewhere(service: tuple[Fleet, Fleet], run: Any) -> None:
+    """Other sentinels, another role or another database, for new connections only."""
+    data, sentinels = service
+
+    async def main() -> None:
+        manager = RedisSentinelConnectionManager(sentinels=[("127.0.0.1", 1)])
+        with pytest.raises(RedisError):
+            await manager.connect()
+        manager.update(sentinels=[("127.0.0.1", sentinels.ports[0])], db=4)
+        client = await manager.connect()
+        assert (await client.client_info())["db"] == 4
+        manager.update(role="replica")
+        replica = await manager.connect()
+        assert data.role(replica.tracked.port) == "slave"
+        assert manager.has_broken(client) is manager.has_broken(replica) is False
+        for leased in (client, replica):
+            assert await manager.is_valid(leased) is True
+            await manager.close(leased)
 
     run(main())
 

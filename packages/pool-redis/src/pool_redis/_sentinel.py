@@ -99,6 +99,7 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
             self._configure(url, sentinels, service, role, sentinel_options, options)
             self._remap = address_remap or self._remap
             return
+        _refuse_places(options)
         settings = self._settings.merged(options)
         sentinel_settings = self._sentinel_settings.merged(sentinel_options or {})
         self._choose(sentinels or self._sentinels, service or self._service, role or self._role)
@@ -259,9 +260,7 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
             if number:
                 found.setdefault("db", int(number))
             role = role or found.pop("role", None)
-        for name in ("host", "port", "path", "unix_socket_path"):
-            if name in options:
-                raise ValueError(f"{name} is not for Sentinel, which says where the server is; give it sentinels")
+        _refuse_places(options)
         settings = Settings({**found, **options})
         patience = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
         sentinel_settings = Settings({**patience, **(sentinel_options or {})})
@@ -275,6 +274,12 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
         if role not in ("master", "replica"):
             raise ValueError(f"role={role!r}: allowed are 'master' and 'replica'")
         self._sentinels, self._service, self._role = chosen, service, role
+
+
+def _refuse_places(options: Mapping[str, Any]) -> None:
+    for name in ("host", "port", "path", "unix_socket_path"):
+        if name in options:
+            raise ValueError(f"{name} is not for Sentinel, which says where the server is; give it sentinels")
 
 
 def _as_it_is(address: Address) -> Address:
