@@ -117,7 +117,7 @@ def page_of(file: str) -> str:
 def visit_proof(translator: Any, node: proof) -> None:
     builder = translator.builder
     uri = builder.get_relative_uri(builder.current_docname, page_of(node["file"]))
-    title, text = translator.attval(node["doc"]), translator.encode(node["test"])
+    title, text = translator.attval(node["doc"]), translator.encode(node["test"]).replace("_", "_<wbr>")
     translator.body.append(f'<a class="proof" title="{title}" href="{uri}#L-{node["line"]}"><code>{text}</code></a>')
     raise nodes.SkipNode
 
