@@ -4,6 +4,7 @@
   own text. A test that does not exist is a warning, and so an error.
 - ``{issue}`asyncpg#467``` links to an issue where it was reported.
 - ``{pooloption} name``: one option, with the type and the default that it really has. Each option stands exactly once.
+- ``{programs}``: a table of the programs in examples/, each with the first sentence that it says of itself.
 - ``{picture} file.svg``: a picture inside the page, so that it takes the page's colours, light or dark. With
   ``:optional:`` a file that was not made yet is left out.
 """
@@ -38,9 +39,10 @@ logger = logging.getLogger(__name__)
 
 
 def test_file(name: str) -> Path:
-    """The file of ``test_get.py``, a test of the core, or of ``pool-redis/test_lease.py``."""
-    package, _, file = name.rpartition("/") if name.startswith("pool-") else ("pool-core", "", name)
-    return ROOT / "packages" / package / "tests" / file
+    """The file of ``test_get.py``, a test of the core, of ``pool-redis/test_lease.py``, or of ``examples/test_x.py``."""
+    place, _, file = name.rpartition("/")
+    folder = ROOT / "examples" if place == "examples" else ROOT / "packages" / (place or "pool-core")
+    return folder / "tests" / file
 
 
 @functools.cache
@@ -194,11 +196,25 @@ class Picture(SphinxDirective):
         return [nodes.raw("", f'<figure class="picture">{drawing}{caption}</figure>', format="html")]
 
 
+class Programs(SphinxDirective):
+    def run(self) -> list[nodes.Node]:
+        items = nodes.bullet_list()
+        for path in sorted((ROOT / "examples").glob("[!_]*.py")):
+            self.env.note_dependency(str(path))
+            sentence = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n\n")[0]
+            name, text = f"examples/{path.name}", " ".join(sentence.split())
+            items += nodes.list_item(
+                "", nodes.paragraph("", "", nodes.literal("", name), nodes.Text(f": {text[:1].lower()}{text[1:]}"))
+            )
+        return [items]
+
+
 def setup(app: Any) -> dict[str, bool]:
     app.add_node(proof, html=(visit_proof, None), text=(skip, None))
     app.add_role("proof", Proof())
     app.add_role("issue", Issue())
     app.add_directive("picture", Picture)
+    app.add_directive("programs", Programs)
     app.add_object_type("pooloption", "pooloption", indextemplate="pair: %s; option", parse_node=parse_option)
     app.connect("env-purge-doc", forget)
     app.connect("html-collect-pages", pages_of_proofs)
