@@ -186,7 +186,7 @@ def test_each_program_that_a_page_names_is_there() -> None:
     """`examples/x.py` is a promise."""
     for page in PAGES:
         if page.is_file():
-            for name in re.findall(r"\bexamples/[\w/]+\.py", page.read_text()):
+            for name in re.findall(r"(?<!proof}`)\bexamples/[\w/]+\.py", page.read_text()):
                 assert (ROOT / name).is_file(), f"{page.relative_to(ROOT)} names {name}"
 
 
