@@ -223,9 +223,11 @@ if (ROOT / "docs" / "conf.py").exists():
 
     @nox.session(python=FLOOR)
     def docs(session: nox.Session) -> None:
-        """The documentation; a warning is an error."""
+        """The documentation, where a warning is an error; every snippet of it, and every example, is run."""
         install(session, ["docs"], PACKAGES)
         session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+        bring_servers(session)
+        run_tests(session, "docs", "examples/tests")
 
 
 @nox.session(python=FLOOR, default=False)
