@@ -203,9 +203,7 @@ class Programs(SphinxDirective):
             self.env.note_dependency(str(path))
             sentence = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n\n")[0]
             name, text = f"examples/{path.name}", " ".join(sentence.split())
-            items += nodes.list_item(
-                "", nodes.paragraph("", "", nodes.literal("", name), nodes.Text(f": {text[:1].lower()}{text[1:]}"))
-            )
+            items += nodes.list_item("", nodes.paragraph("", "", nodes.literal("", name), nodes.Text(f". {text}")))
         return [items]
 
 
