@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .contestants import Contestant
 
-_FEW, _MANY = 100, 1100
+_FEW, _MANY = 100, 600
 
 
 async def memory(contestants: Sequence[Contestant]) -> list[Result]:

@@ -174,24 +174,25 @@ async def grow(
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
         pools: dict[int, Opened] = {}
-        took = growth = 0.0
+        costs: list[float] = []  # seconds, divided by size, of the trials so far
         for size in sizes:
             progress(f"{workload}: {one.name} at {size:,}")
-            if took * growth > patience:
-                result.note = f"stopped before {size:,}: it would take {took * growth:.0f} s"
+            # What has grown from one size to the next will do so again.
+            growth = max(1.0, costs[-1] / costs[-2]) if len(costs) > 1 else 1.0
+            if costs and (likely := costs[-1] * growth * size) > patience:
+                result.note = f"stopped before {size:,}: it would take some {likely:.0f} s"
                 break
-            began = loop.time()
             try:
                 pool = await stack.enter_async_context(bounded(one.open(connections(size))))
+                began = loop.time()
                 await asyncio.wait_for(workloads.fill(pool.get, connections(size)), PATIENCE)
                 await asyncio.wait_for(once(pool, size), PATIENCE)
             except Exception as error:  # noqa: BLE001 (as above)
                 result.note = f"at {size:,}: {failure(error)}"
                 break
-            # Something quadratic takes a hundredfold for ten times the size.
-            before, took = took, loop.time() - began
-            growth = 100.0 if before and took > 30 * before else 12.0
             pools[size] = pool
+            if size >= 1000:  # a smaller one's time is that of other things
+                costs.append((loop.time() - began) / size)
         with quiet_collector():
             for number in range(rounds if pools else 0):
                 progress(f"{workload}: {one.name}, round {number + 1} of {rounds}")
