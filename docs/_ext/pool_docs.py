@@ -9,13 +9,14 @@
   ``:optional:`` a file that was not made yet is left out.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportMissingModuleSource=false
 # The documentation has its own environment; the one that is type-checked does without Sphinx.
 
 from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from enum import Enum
@@ -177,6 +178,19 @@ def all_options(app: Any, env: Any) -> None:
 # ---------------------------------------------------------------------------------------------------- pictures
 
 
+STYLE = re.compile(r"<style>(.*?)(?:@media \(prefers-color-scheme: dark\) \{(.*?)\}\s*)?</style>", re.DOTALL)
+
+
+def confined(match: re.Match[str]) -> str:
+    """The colours that a picture brings with it, for this figure only, and dark when the page is."""
+    light, dark = match[1], match[2] or ""
+    return (
+        f"<style>figure.picture {{ {light} }}\n"
+        f"body[data-theme=dark] figure.picture {{ {dark} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ body:not([data-theme=light]) figure.picture {{ {dark} }} }}</style>"
+    )
+
+
 class Picture(SphinxDirective):
     required_arguments = 1
     has_content = True
@@ -192,6 +206,7 @@ class Picture(SphinxDirective):
             return []
         drawing = path.read_text()
         drawing = drawing[drawing.index("<svg") :]
+        drawing = STYLE.sub(confined, drawing)
         caption = f"<figcaption>{' '.join(self.content)}</figcaption>" if self.content else ""
         return [nodes.raw("", f'<figure class="picture">{drawing}{caption}</figure>', format="html")]
 
