@@ -26,6 +26,15 @@ async def test_a_lease_is_the_drivers_own_session(kind: Any, mongo: Server) -> N
         assert await collection.find_one({}, session=session) == {"_id": 1}
 
 
+async def test_a_pool_is_made_from_a_url(mongo: Server) -> None:
+    """Schemes mongodb and mongodb+srv are the adapter's; the pool's own options are cut out, the rest is the driver's."""
+    async with Pool.from_url(f"{mongo.url}&pool_max_size=3&maxPoolSize=7", min_idle=1) as pool:
+        assert pool.config.max_size == 3
+        async with pool.get() as session:
+            assert session.client.options.pool_options.max_pool_size == 7
+            assert session.client.get_default_database().name == "pool"
+
+
 async def test_all_sessions_share_one_client_which_ends_with_the_last(kind: Any, mongo: Server) -> None:
     """Ten sessions cost the sockets of one client, and a closed pool costs nothing."""
     async with Pool(kind.sessions(mongo.url), max_size=10) as pool:
@@ -59,6 +68,29 @@ async def test_an_open_transaction_is_aborted_before_the_next_lease(kind: Any, m
             await session.commit_transaction()
         assert [thing["_id"] async for thing in things.find().sort("_id")] == [1, 2]
         assert (await things.find_one({"_id": 1}))["by"] == "the other"
+        assert pool.state().statistics.connections_created == 1
+
+
+async def test_a_connection_that_an_ended_transaction_keeps_is_given_back(kind: Any, mongo: Server) -> None:
+    """Behind a load balancer the driver holds it until the session is used again, which may be long in a pool."""
+
+    class Held:
+        """What the driver keeps it in; there is no load balancer here to make it do so."""
+
+        conn = None
+        closed = False
+
+        def close(self) -> Any:
+            self.closed = True
+            return asyncio.sleep(0) if kind.name == "pymongo" else None
+
+    held = Held()
+    async with Pool(kind.sessions(mongo.url), max_size=1, min_idle=1) as pool:
+        async with pool.get() as session:
+            (session if kind.name == "pymongo" else session.delegate)._transaction.conn_mgr = held
+        async with pool.get() as session:
+            assert held.closed
+            await session.client.admin.command("ping", session=session)
         assert pool.state().statistics.connections_created == 1
 
 
