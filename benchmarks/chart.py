@@ -32,7 +32,10 @@ def draw(run: Table) -> str:
         4,
         "get + release while connections are idle",
         "CPU microseconds, log scale; shorter is better",
-        [(row["contestant"], row["median"] * 1e6, f"{row['median'] * 1e6:.1f} us", _kind(row)) for row in _rows(run, "warm")],
+        [
+            (row["contestant"], row["median"] * 1e6, f"{row['median'] * 1e6:.1f} us", _kind(row))
+            for row in _rows(run, "warm")
+        ],
     )
     contended = [row for row in _rows(run, "contended") if row["contestant"] != "L0q"]
     y = _panel(
@@ -55,7 +58,9 @@ def draw(run: Table) -> str:
     height = y + 32
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
-        f'role="img" aria-label="pool-core beside its peers">\n<style>{_STYLE}\n</style>\n' + "\n".join(parts) + "\n</svg>\n"
+        f'role="img" aria-label="pool-core beside its peers">\n<style>{_STYLE}\n</style>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
     )
 
 
@@ -68,9 +73,7 @@ def _kind(row: Kept) -> str:
     return CONTESTANTS[row["contestant"]].kind
 
 
-def _panel(
-    parts: list[str], y: int, head: str, about: str, bars: Iterable[tuple[str, float, str, str]]
-) -> int:
+def _panel(parts: list[str], y: int, head: str, about: str, bars: Iterable[tuple[str, float, str, str]]) -> int:
     from math import log10
 
     bars = sorted(bars, key=lambda bar: bar[1])

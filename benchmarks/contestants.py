@@ -2,9 +2,7 @@
 
     @contestant("somepool", package="somepool")
     async def _somepool(size: int) -> AsyncIterator[Opened]:
-        import somepool
-
-        async with somepool.Pool(connect=FakeManager().connect, max_size=size) as pool:
+        async with load("somepool").Pool(connect=FakeManager().connect, max_size=size) as pool:
             yield Opened(get=pool.acquire, get_within=lambda seconds: pool.acquire(timeout=seconds))
 
 Each is measured by its own `async with`, at its own defaults but for what its docstring says. Where a pool has only a
@@ -16,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -24,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import patch
 
 from . import fakes
-from .fakes import FakeConnection, FakeManager
+from .fakes import FakeConnection, FakeManager, load
 from .floors import L0, L3, Queue
 
 if TYPE_CHECKING:
@@ -111,7 +108,9 @@ def contestant(
 
     def register(opener: Callable[[int], AsyncIterator[Opened]]) -> None:
         about = " ".join((opener.__doc__ or "").split())
-        CONTESTANTS[name] = Contestant(name, kind, package, module, contextlib.asynccontextmanager(opener), about, waits)
+        CONTESTANTS[name] = Contestant(
+            name, kind, package, module, contextlib.asynccontextmanager(opener), about, waits
+        )
 
     return register
 
@@ -163,24 +162,21 @@ async def _lean(size: int) -> AsyncIterator[Opened]:
 @contestant("asyncpg.Pool", package="asyncpg", module="asyncpg")
 async def _asyncpg(size: int) -> AsyncIterator[Opened]:
     """Its reset of a returned connection does nothing here."""
-    import asyncpg
-
     fake = fakes.asyncpg_connection()
 
     async def connect(*_: Any, **__: Any) -> Any:
         return fake()
 
-    async with asyncpg.create_pool(min_size=size, max_size=size, connect=connect) as pool:
+    async with load("asyncpg").create_pool(min_size=size, max_size=size, connect=connect) as pool:
         yield Opened(pool.acquire, lambda seconds: pool.acquire(timeout=seconds))
 
 
 @contestant("psycopg_pool", package="psycopg-pool", module="psycopg_pool")
 async def _psycopg(size: int) -> AsyncIterator[Opened]:
     """Commit and rollback of its connection's own `async with` do nothing here."""
-    from psycopg_pool import AsyncConnectionPool
-
+    new = load("psycopg_pool").AsyncConnectionPool
     cls = fakes.psycopg_connection()
-    async with AsyncConnectionPool(connection_class=cls, min_size=size, max_size=size, open=False) as pool:
+    async with new(connection_class=cls, min_size=size, max_size=size, open=False) as pool:
         await pool.wait()
         yield Opened(pool.connection, pool.connection)
 
@@ -188,50 +184,39 @@ async def _psycopg(size: int) -> AsyncIterator[Opened]:
 @contestant("aiomysql.Pool", package="aiomysql", module="aiomysql")
 async def _aiomysql(size: int) -> AsyncIterator[Opened]:
     """Its get takes no time-out."""
-    import aiomysql
-    import aiomysql.pool
-
-    with patch.object(aiomysql.pool, "connect", fakes.mysql_connect):
-        async with aiomysql.create_pool(minsize=size, maxsize=size) as pool:
+    with patch.object(load("aiomysql.pool"), "connect", fakes.mysql_connect):
+        async with load("aiomysql").create_pool(minsize=size, maxsize=size) as pool:
             yield Opened(pool.acquire)
 
 
 @contestant("asyncmy.Pool", package="asyncmy", module="asyncmy")
 async def _asyncmy(size: int) -> AsyncIterator[Opened]:
     """Compiled (Cython); a newcomer overtakes who waits, so it is not fair; its get takes no time-out."""
-    import asyncmy
-
-    # The package exports a function of the module's name, so the module is had by import_module only.
-    with patch.object(importlib.import_module("asyncmy.pool"), "connect", fakes.mysql_connect):
-        async with asyncmy.create_pool(minsize=size, maxsize=size) as pool:
+    with patch.object(load("asyncmy.pool"), "connect", fakes.mysql_connect):
+        async with load("asyncmy").create_pool(minsize=size, maxsize=size) as pool:
             yield Opened(pool.acquire)
 
 
 @contestant("redis ConnectionPool", package="redis", module="redis.asyncio", waits=False)
 async def _redis(size: int) -> AsyncIterator[Opened]:
     """It raises when all connections are lent, so it stands in no workload where a get waits."""
-    from redis.asyncio import ConnectionPool
-
-    async with ConnectionPool(fakes.RedisConnection, max_connections=size) as pool:
+    async with load("redis.asyncio").ConnectionPool(fakes.RedisConnection, max_connections=size) as pool:
         yield Opened(lambda: Pair(pool.get_connection, pool.release))
 
 
 @contestant("redis BlockingConnectionPool", package="redis", module="redis.asyncio")
 async def _redis_blocking(size: int) -> AsyncIterator[Opened]:
     """Its time-out is an option of the pool, always on; its get takes none."""
-    from redis.asyncio import BlockingConnectionPool
-
-    async with BlockingConnectionPool(size, connection_class=fakes.RedisConnection) as pool:
+    new = load("redis.asyncio").BlockingConnectionPool
+    async with new(size, connection_class=fakes.RedisConnection) as pool:
         yield Opened(lambda: Pair(pool.get_connection, pool.release))
 
 
 @contestant("SQLAlchemy AsyncAdaptedQueuePool", package="SQLAlchemy", module="sqlalchemy.ext.asyncio")
 async def _sqlalchemy(size: int) -> AsyncIterator[Opened]:
     """The pool alone, in its greenlets, as an AsyncEngine calls it; its get takes no time-out."""
-    from sqlalchemy.pool import AsyncAdaptedQueuePool
-    from sqlalchemy.util import greenlet_spawn
-
-    pool = AsyncAdaptedQueuePool(fakes.DBAPIConnection, pool_size=size, max_overflow=0)
+    greenlet_spawn = load("sqlalchemy.util").greenlet_spawn
+    pool = load("sqlalchemy.pool").AsyncAdaptedQueuePool(fakes.DBAPIConnection, pool_size=size, max_overflow=0)
     try:
         yield Opened(lambda: Pair(lambda: greenlet_spawn(pool.connect), lambda conn: greenlet_spawn(conn.close)))
     finally:
@@ -241,28 +226,24 @@ async def _sqlalchemy(size: int) -> AsyncIterator[Opened]:
 @contestant("connpool", package="connpool", module="connpool")
 async def _connpool(size: int) -> AsyncIterator[Opened]:
     """The generic pool whose options are most like ours; a newcomer overtakes who waits, so it is not fair."""
-    from connpool import AsyncConnectionPool, PoolConfig
-
-    async with AsyncConnectionPool.from_callables(
-        FakeConnection, close=fakes.close, config=PoolConfig(max_size=size)
-    ) as pool:
+    connpool = load("connpool")
+    config = connpool.PoolConfig(max_size=size)
+    async with connpool.AsyncConnectionPool.from_callables(FakeConnection, close=fakes.close, config=config) as pool:
         yield Opened(pool.connection, pool.connection)
 
 
 @contestant("asyncio-connection-pool", package="asyncio-connection-pool", module="asyncio_connection_pool")
 async def _asyncio_connection_pool(size: int) -> AsyncIterator[Opened]:
     """Nothing but a size and a test for closed connections; its get takes no time-out."""
-    from asyncio_connection_pool import ConnectionPool
-
-    yield Opened(ConnectionPool(strategy=fakes.strategy(), max_size=size).get_connection)
+    new = load("asyncio_connection_pool").ConnectionPool
+    yield Opened(new(strategy=fakes.strategy(), max_size=size).get_connection)
 
 
 @contestant("generic-connection-pool", package="generic-connection-pool", module="generic_connection_pool.asyncio")
 async def _generic_connection_pool(size: int) -> AsyncIterator[Opened]:
     """A pool of pools, by endpoint; one endpoint is used here."""
-    from generic_connection_pool.asyncio import ConnectionPool
-
-    pool = ConnectionPool(fakes.endpoint_manager(), max_size=size, total_max_size=size)
+    new = load("generic_connection_pool.asyncio").ConnectionPool
+    pool = new(fakes.endpoint_manager(), max_size=size, total_max_size=size)
     try:
         yield Opened(lambda: pool.connection("here"), lambda seconds: pool.connection("here", seconds))
     finally:
@@ -272,7 +253,5 @@ async def _generic_connection_pool(size: int) -> AsyncIterator[Opened]:
 @contestant("aiosqlitepool", package="aiosqlitepool", module="aiosqlitepool")
 async def _aiosqlitepool(size: int) -> AsyncIterator[Opened]:
     """It tests at every get and rolls back at every return (both do nothing here); its get takes no time-out."""
-    from aiosqlitepool import SQLiteConnectionPool
-
-    async with SQLiteConnectionPool(fakes.sqlite_connection, pool_size=size) as pool:
+    async with load("aiosqlitepool").SQLiteConnectionPool(fakes.sqlite_connection, pool_size=size) as pool:
         yield Opened(pool.connection)

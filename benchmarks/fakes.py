@@ -6,7 +6,13 @@ are made in this file: the memory benchmark leaves out what was allocated here.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
+
+
+def load(module: str) -> Any:
+    """Import a peer. Not by a statement, so that type checkers do not ask for all of them to be installed."""
+    return importlib.import_module(module)
 
 
 class FakeConnection:
@@ -40,7 +46,7 @@ async def close(conn: FakeConnection) -> None:
 
 def asyncpg_connection() -> type[Any]:
     """A subclass, since asyncpg's pool takes no other."""
-    import asyncpg
+    base = load("asyncpg").Connection
 
     class Protocol:
         queries_count = 0
@@ -48,7 +54,9 @@ def asyncpg_connection() -> type[Any]:
         def _is_cancelling(self) -> bool:
             return False
 
-    class Connection(asyncpg.Connection):  # type: ignore[misc]
+    class Connection(base):  # type: ignore[misc, valid-type]
+        _pool_holder: Any
+
         def __init__(self) -> None:
             self._protocol = Protocol()
             self._proxy = None
@@ -81,10 +89,9 @@ def asyncpg_connection() -> type[Any]:
 
 def psycopg_connection() -> type[Any]:
     """What psycopg_pool asks of a connection: that it is idle, and its `async with`."""
-    from psycopg.pq import TransactionStatus
 
     class PGconn:
-        transaction_status = TransactionStatus.IDLE
+        transaction_status = load("psycopg.pq").TransactionStatus.IDLE
 
     class Connection:
         pgconn = PGconn()
@@ -178,9 +185,9 @@ class DBAPIConnection:
 
 def strategy() -> Any:
     """asyncio-connection-pool's three verbs."""
-    from asyncio_connection_pool import ConnectionStrategy
+    base = load("asyncio_connection_pool").ConnectionStrategy
 
-    class Strategy(ConnectionStrategy[FakeConnection]):
+    class Strategy(base):  # type: ignore[misc, valid-type]
         async def make_connection(self) -> FakeConnection:
             return FakeConnection()
 
@@ -195,9 +202,9 @@ def strategy() -> Any:
 
 def endpoint_manager() -> Any:
     """generic-connection-pool's two verbs."""
-    from generic_connection_pool.asyncio import BaseConnectionManager
+    base = load("generic_connection_pool.asyncio").BaseConnectionManager
 
-    class Manager(BaseConnectionManager[str, FakeConnection]):
+    class Manager(base):  # type: ignore[misc, valid-type]
         async def create(self, endpoint: str) -> FakeConnection:
             return FakeConnection()
 

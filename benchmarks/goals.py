@@ -66,9 +66,7 @@ def _warm(run: Table) -> Iterator[Row]:
     most = 1.8 if old else 1.5
     ours, lean = run.get("warm", "ours"), run.get("warm", "ours-lean")
     ratio = ours["ratio"] if ours else None
-    yield _row(
-        "warm get + release: at most 1.8 x L0 on 3.11, 1.5 x later", ratio, ratio is not None and ratio <= most
-    )
+    yield _row("warm get + release: at most 1.8 x L0 on 3.11, 1.5 x later", ratio, ratio is not None and ratio <= most)
     pure = [row for row in run.workload("warm") if _is_peer(row) and row["contestant"] not in COMPILED]
     if ours and pure:
         nearest = min(pure, key=lambda row: row["ratio"])
@@ -79,9 +77,7 @@ def _warm(run: Table) -> Iterator[Row]:
             ahead >= 3.3,
         )
     ratio = lean["ratio"] if lean else None
-    yield _row(
-        "warm, lifetime and deadlock detection off: at most 1.4 x L0", ratio, ratio is not None and ratio <= 1.4
-    )
+    yield _row("warm, lifetime and deadlock detection off: at most 1.4 x L0", ratio, ratio is not None and ratio <= 1.4)
 
 
 def _contended(run: Table) -> Iterator[Row]:
@@ -114,7 +110,9 @@ def _hand_off(run: Table) -> Iterator[Row]:
     if rows:
         nearest = min(rows, key=_ratio)
         share = ours["ratio"] / nearest["ratio"]
-        yield Row("hand-off: at most 0.5 x the best fair peer", f"{share:.2f} x ({nearest['contestant']})", share <= 0.5)
+        yield Row(
+            "hand-off: at most 0.5 x the best fair peer", f"{share:.2f} x ({nearest['contestant']})", share <= 0.5
+        )
 
 
 def _growth(run: Table) -> Iterator[Row]:

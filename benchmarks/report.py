@@ -46,7 +46,13 @@ def table(workload: str, rows: list[Kept]) -> tuple[list[str], list[list[str]]]:
         base = WORKLOADS[workload].base
         header = ["", f"x {base}", "us", "best us", "spread"]
         keys = list(dict.fromkeys(key for row in rows for key in row.get("extra", {})))
-        header += {"jain": ["Jain", "ops/s"], "p99": ["p99 ms"], "costs": ["time-out, us"]}.get(keys[0], []) if keys else []
+        header += (
+            {"jain": ["Jain", "ops/s"], "p99": ["p99 ms"], "costs": ["time-out, us"], "turns": ["hand-overs"]}.get(
+                keys[0], []
+            )
+            if keys
+            else []
+        )
         header += ["p99 ms"] if "p99" in keys else []
         cells = []
         for row in _good(rows):
@@ -54,6 +60,8 @@ def table(workload: str, rows: list[Kept]) -> tuple[list[str], list[list[str]]]:
             line = [ratio, _us(row["median"]), _us(row["best"]), f"{row['spread']:.0%}"]
             if "jain" in keys:
                 line += [f"{row['extra']['jain']:.3f}", f"{1 / row['median']:,.0f}", f"{row['extra']['p99'] * 1e3:.1f}"]
+            if "turns" in keys:
+                line += [f"{row['extra']['turns']:.0%}"]
             if "costs" in keys:
                 line += [f"{row['extra']['costs'] * 1e6:+.2f}"]
             cells.append(line)
@@ -126,6 +134,11 @@ def renew() -> None:
     (HERE / "chart.svg").write_text(chart.draw(first))
 
 
+def replace_between(name: str, content: str) -> None:
+    """Renew one part of README.md."""
+    README.write_text(_between(README.read_text(), name, content))
+
+
 def _origin(tag: str, run: Kept) -> str:
     others = ", ".join([f"{name} {version}" for name, version in run["versions"].items()] + run["servers"])
     return f"- **{tag}**: {run['date']}, CPython {run['python']}, {run['loop']}, {run['machine']}; {others}."
@@ -148,11 +161,12 @@ def _bold(name: str) -> str:
 
 
 def _between(text: str, name: str, content: str) -> str:
-    pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(\n<!-- {name}:end -->)", re.DOTALL)
+    pattern = re.compile(rf"<!-- {name}:begin -->\n.*?<!-- {name}:end -->", re.DOTALL)
     if not pattern.search(text):
         msg = f"README.md has no markers for {name!r}: <!-- {name}:begin --> ... <!-- {name}:end -->"
         raise ValueError(msg)
-    return pattern.sub(lambda found: found[1] + content + found[2], text)
+    begin, end = f"<!-- {name}:begin -->\n", f"\n<!-- {name}:end -->"
+    return pattern.sub(lambda _: begin + content + end, text)
 
 
 def _good(rows: list[Kept]) -> list[Kept]:
@@ -161,7 +175,7 @@ def _good(rows: list[Kept]) -> list[Kept]:
 
 def _name(row: Kept) -> str:
     one = CONTESTANTS.get(row["contestant"])
-    return row["contestant"] + (" (floor)" if one and one.kind == "floor" else "")
+    return f"{row['contestant']} (floor)" if one and one.kind == "floor" else str(row["contestant"])
 
 
 def _us(seconds: float) -> str:

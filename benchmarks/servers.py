@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Any
 
+from .fakes import load as driver
 from .measure import PATIENCE, Result, failure, progress, quiet_collector
 from .workloads import jain, percentile
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 10
 TASKS = 100
+
 
 @dataclass(frozen=True, slots=True)
 class ServerContestant:
@@ -70,8 +72,7 @@ def contestant(
 @contestant("postgres", "raw asyncpg")
 async def _raw_asyncpg(server: Server) -> AsyncIterator[Any]:
     """Ten connections, each of one task."""
-    import asyncpg
-
+    asyncpg = driver("asyncpg")
     conns = [await asyncpg.connect(server.url) for _ in range(CONNECTIONS)]
     yield [lambda conn=conn: conn.fetchval("SELECT 1") for conn in conns]
     for conn in conns:
@@ -97,9 +98,10 @@ def _ours_postgres(reset: str) -> Callable[[Server], AsyncIterator[Any]]:
 
 def _asyncpg_pool(*, reset: bool) -> Callable[[Server], AsyncIterator[Any]]:
     async def opener(server: Server) -> AsyncIterator[Any]:
-        import asyncpg
+        asyncpg = driver("asyncpg")
+        base = asyncpg.Connection
 
-        class Unreset(asyncpg.Connection):  # type: ignore[misc]
+        class Unreset(base):  # type: ignore[misc, valid-type]
             def get_reset_query(self) -> str:
                 return ""
 
@@ -132,10 +134,10 @@ contestant("postgres", "asyncpg.Pool, reset", like="asyncpg, reset", limit="raw 
 @contestant("postgres", "SQLAlchemy (asyncpg), no reset", like="asyncpg, no reset", limit="raw asyncpg")
 async def _sqlalchemy(server: Server) -> AsyncIterator[Any]:
     """Its pool alone: the query goes to the driver's own connection."""
-    from sqlalchemy.ext.asyncio import create_async_engine
-
     url = "postgresql+asyncpg://" + server.url.split("://", 1)[1]
-    engine = create_async_engine(url, pool_size=CONNECTIONS, max_overflow=0, pool_reset_on_return=None)
+    engine = driver("sqlalchemy.ext.asyncio").create_async_engine(
+        url, pool_size=CONNECTIONS, max_overflow=0, pool_reset_on_return=None
+    )
 
     async def use() -> None:
         async with engine.connect() as conn:
@@ -154,8 +156,7 @@ async def _sqlalchemy(server: Server) -> AsyncIterator[Any]:
 @contestant("postgres", "raw psycopg")
 async def _raw_psycopg(server: Server) -> AsyncIterator[Any]:
     """Ten connections, each of one task."""
-    import psycopg
-
+    psycopg = driver("psycopg")
     conns = [await psycopg.AsyncConnection.connect(server.url, autocommit=True) for _ in range(CONNECTIONS)]
 
     async def use(conn: Any) -> None:
@@ -169,8 +170,9 @@ async def _raw_psycopg(server: Server) -> AsyncIterator[Any]:
 @contestant("postgres", "ours (psycopg), no reset", like="psycopg, no reset", ours=True, limit="raw psycopg")
 async def _ours_psycopg(server: Server) -> AsyncIterator[Any]:
     """The four verbs for psycopg, for this comparison only."""
-    import psycopg
     from pool_core import Pool
+
+    psycopg = driver("psycopg")
 
     class Manager:
         async def connect(self) -> Any:
@@ -198,9 +200,7 @@ async def _ours_psycopg(server: Server) -> AsyncIterator[Any]:
 @contestant("postgres", "psycopg_pool, no reset", like="psycopg, no reset", limit="raw psycopg")
 async def _psycopg_pool(server: Server) -> AsyncIterator[Any]:
     """With autocommit, so that the end of its `async with` sends nothing."""
-    from psycopg_pool import AsyncConnectionPool
-
-    async with AsyncConnectionPool(
+    async with driver("psycopg_pool").AsyncConnectionPool(
         server.url, min_size=CONNECTIONS, max_size=CONNECTIONS, kwargs={"autocommit": True}, open=False
     ) as pool:
         await pool.wait()
@@ -221,9 +221,8 @@ async def _fill_redis(client: Any) -> None:
 
 def _raw_redis(command: str) -> Callable[[Server], AsyncIterator[Any]]:
     async def opener(server: Server) -> AsyncIterator[Any]:
-        from redis.asyncio import Redis
-
-        clients = [Redis.from_url(server.url, single_connection_client=True) for _ in range(CONNECTIONS)]
+        redis = driver("redis.asyncio").Redis
+        clients = [redis.from_url(server.url, single_connection_client=True) for _ in range(CONNECTIONS)]
         for client in clients:
             await client.initialize()
         await _fill_redis(clients[0])
@@ -258,10 +257,9 @@ def _ours_redis(command: str) -> Callable[[Server], AsyncIterator[Any]]:
 
 def _redis_pool(command: str, kind: str, size: int) -> Callable[[Server], AsyncIterator[Any]]:
     async def opener(server: Server) -> AsyncIterator[Any]:
-        import redis.asyncio
-
-        pool = getattr(redis.asyncio, kind).from_url(server.url, max_connections=size)
-        client = redis.asyncio.Redis.from_pool(pool)
+        redis = driver("redis.asyncio")
+        pool = getattr(redis, kind).from_url(server.url, max_connections=size)
+        client = redis.Redis.from_pool(pool)
         try:
             await _fill_redis(client)
             yield (lambda: client.get("bench")) if command == "GET" else client.ping
@@ -305,8 +303,7 @@ async def _select(conn: Any) -> None:
 @contestant("mariadb", "raw aiomysql")
 async def _raw_aiomysql(server: Server) -> AsyncIterator[Any]:
     """Ten connections, each of one task."""
-    import aiomysql
-
+    aiomysql = driver("aiomysql")
     conns = [await aiomysql.connect(**_mysql(server)) for _ in range(CONNECTIONS)]
     yield [lambda conn=conn: _select(conn) for conn in conns]
     for conn in conns:
@@ -332,10 +329,7 @@ def _ours_mysql(reset: str) -> Callable[[Server], AsyncIterator[Any]]:
 
 def _mysql_pool(module: str) -> Callable[[Server], AsyncIterator[Any]]:
     async def opener(server: Server) -> AsyncIterator[Any]:
-        import importlib
-
-        driver = importlib.import_module(module)
-        async with driver.create_pool(minsize=CONNECTIONS, maxsize=CONNECTIONS, **_mysql(server)) as pool:
+        async with driver(module).create_pool(minsize=CONNECTIONS, maxsize=CONNECTIONS, **_mysql(server)) as pool:
 
             async def use() -> None:
                 async with pool.acquire() as conn:
@@ -358,8 +352,7 @@ contestant("mariadb", "ours (aiomysql), reset", ours=True, limit="raw aiomysql")
 @contestant("mariadb", "raw asyncmy")
 async def _raw_asyncmy(server: Server) -> AsyncIterator[Any]:
     """Ten connections, each of one task."""
-    import asyncmy
-
+    asyncmy = driver("asyncmy")
     conns = [await asyncmy.connect(**_mysql(server)) for _ in range(CONNECTIONS)]
     yield [lambda conn=conn: _select(conn) for conn in conns]
     for conn in conns:
@@ -369,8 +362,9 @@ async def _raw_asyncmy(server: Server) -> AsyncIterator[Any]:
 @contestant("mariadb", "ours (asyncmy), no reset", like="asyncmy, no reset", ours=True, limit="raw asyncmy")
 async def _ours_asyncmy(server: Server) -> AsyncIterator[Any]:
     """The four verbs for asyncmy, for this comparison only."""
-    import asyncmy
     from pool_core import Pool
+
+    asyncmy = driver("asyncmy")
 
     class Manager:
         async def connect(self) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import os
 import platform
@@ -37,7 +37,7 @@ def pack(
         "python": platform.python_version(),
         "loop": loop,
         "quick": quick,
-        "date": datetime.date.today().isoformat(),  # noqa: DTZ011 (the day where the machine stands)
+        "date": dt.date.today().isoformat(),  # noqa: DTZ011 (the day where the machine stands)
         "machine": machine(),
         "versions": versions,
         "servers": servers,

@@ -52,7 +52,8 @@ async def _contended(ones: Sequence[Contestant], quick: bool) -> list[Result]:
 
 async def _hand_off(ones: Sequence[Contestant], quick: bool) -> list[Result]:
     async def once(pool: Opened, count: int) -> Figures:
-        return await workloads.hand_off(pool.get, count), {}
+        cost, turns = await workloads.hand_off(pool.get, count)
+        return cost, {"turns": turns}
 
     waiting = [one for one in ones if one.waits]
     return await interleave("handoff", waiting, 1, 10 if quick else 60, once, aim=0.006)
@@ -136,15 +137,21 @@ WORKLOADS = {
     for one in (
         Workload("warm", "get + release, connections idle (10)", "L0", _warm),
         Workload("contended", "1000 tasks on 10 connections", "L3", _contended),
-        Workload("handoff", "2 tasks take turns at 1 connection", "L3", _hand_off),
-        Workload("timeout", "get + release with a time-out", "L0", _timeout),
+        Workload("handoff", "hand-off: 2 tasks want 1 connection", "L3", _hand_off),
+        Workload("timeout", "get + release with a time-out", "L3", _timeout),
         Workload("idle growth", "get + release, by idle connections", None, _idle_growth),
         Workload("waiters", "queue and be served, by waiters", None, _waiters("waiters", _serve)),
         Workload(
-            "cancel oldest", "cancelled at once, oldest first", None, _waiters("cancel oldest", _cancel(newest_first=False))
+            "cancel oldest",
+            "cancelled at once, oldest first",
+            None,
+            _waiters("cancel oldest", _cancel(newest_first=False)),
         ),
         Workload(
-            "cancel newest", "cancelled at once, newest first", None, _waiters("cancel newest", _cancel(newest_first=True))
+            "cancel newest",
+            "cancelled at once, newest first",
+            None,
+            _waiters("cancel newest", _cancel(newest_first=True)),
         ),
         Workload(
             "timeout oldest",

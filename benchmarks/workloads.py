@@ -12,7 +12,7 @@ from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
     from contextlib import AbstractAsyncContextManager
 
     from .contestants import Getter, Opened
@@ -48,17 +48,44 @@ async def warm_within(opened: Opened, count: int) -> tuple[float, float]:
     return plain / 4, timed / 4
 
 
-async def hand_off(get: Getter, count: int) -> float:
-    """Seconds of CPU for one use, two tasks taking turns at the only connection."""
+async def hand_off(get: Getter, count: int) -> tuple[float, float]:
+    """Seconds of CPU for one use when two tasks want the only connection again and again, and the share of hand-overs.
 
-    async def user() -> None:
-        for _ in range(count // 2):
+    Both wait already when it starts, and nobody yields to the loop of his own accord: where each release hands over, the
+    tasks take turns. Where a newcomer may overtake, the first one takes it again and again: a share near 0.
+    """
+    turns = 0
+    last: object = None
+
+    async def user(times: int) -> None:
+        for _ in range(times):
             async with get():
-                await asyncio.sleep(0)
+                pass
 
+    async def watched(me: object) -> None:
+        nonlocal turns, last
+        for _ in range(20):
+            async with get():
+                turns += last is not me
+                last = me
+
+    await _both(get, watched(1), watched(2))
+    cost = await _both(get, user(count // 2), user(count // 2))
+    return cost / (count // 2 * 2), turns / 40
+
+
+async def _both(get: Getter, one: Coroutine[Any, Any, None], other: Coroutine[Any, Any, None]) -> float:
+    """Let two tasks wait for the connection, give it, and return the CPU time until both are done."""
+    loop = asyncio.get_running_loop()
+    holder = get()
+    await holder.__aenter__()
+    tasks = [loop.create_task(one), loop.create_task(other)]
+    for _ in range(4):
+        await asyncio.sleep(0)
     began = thread_time()
-    await asyncio.gather(user(), user())
-    return (thread_time() - began) / (count // 2 * 2)
+    await holder.__aexit__(None, None, None)
+    await asyncio.gather(*tasks)
+    return thread_time() - began
 
 
 @dataclass(frozen=True, slots=True)
