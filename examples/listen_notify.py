@@ -45,7 +45,7 @@ async def main(url: str) -> None:
         listener = asyncio.create_task(listen(pool, "orders", messages.put_nowait))
         try:
             number = 0
-            while number < 10:
+            while number < int(os.environ.get("ORDERS", "10")):
                 async with pool.get() as conn:
                     await conn.execute("SELECT pg_notify('orders', $1)", str(number))
                 try:

@@ -62,13 +62,13 @@ def test_quickstart_runs_on_each_database(kind: str, run: Run, server: ServerFac
 async def test_the_listener_comes_back_when_its_connection_breaks(start: Start, server: ServerFactory) -> None:
     """Every order is heard, though the listener's connection is killed in between; the pool's own are left alone."""
     postgres = server("postgres")
-    process = start("listen_notify.py", DATABASE_URL=postgres.url)
+    process = start("listen_notify.py", DATABASE_URL=postgres.url, ORDERS="25")
     listen_to(process, "order 0")
     killed = await ask(postgres, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ILIKE 'LISTEN %'")
     assert len(killed) == 1
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 0, said
-    assert re.findall(r"order (\d+)", said)[-1] == "9"
+    assert re.findall(r"order (\d+)", said)[-1] == "24"
     assert said.count("listening\n") == 1  # the second time; the first one was read above
 
 
@@ -88,7 +88,7 @@ async def test_after_a_failover_writes_go_to_the_new_primary(start: Start, serve
         await ask(new, "CREATE TABLE IF NOT EXISTS events (number int)")
         hosts = f"{old.host}:{old.port},{new.host}:{new.port}"
         url = f"postgresql://{old.user}:{old.password}@{hosts}/{old.database}?target_session_attrs=read-write"
-        process = start("failover.py", DATABASE_URL=url, EVENTS="10")
+        process = start("failover.py", DATABASE_URL=url, EVENTS="25")
         listen_to(process, "event 1 is on")
         await ask(old, "ALTER SYSTEM SET default_transaction_read_only = on")
         await ask(old, "SELECT pg_reload_conf()")
@@ -97,8 +97,7 @@ async def test_after_a_failover_writes_go_to_the_new_primary(start: Start, serve
         assert len(re.findall(r"read-only: \d+ connections retired", said)) == 1
         (before,) = await ask(old, "SELECT array_agg(number ORDER BY number) FROM events")
         (after,) = await ask(new, "SELECT array_agg(number ORDER BY number) FROM events")
-        assert before[0] + after[0] == list(range(10))
-        assert len(after[0]) >= 5
+        assert before[0] + after[0] == list(range(25))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

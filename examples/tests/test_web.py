@@ -93,7 +93,9 @@ async def test_fastapi_serves_four_hundred_requests_over_ten_connections(
     process.send_signal(signal.SIGTERM)
     said, _ = await asyncio.to_thread(process.communicate, timeout=15)
     assert "Application shutdown complete" in said
-    assert await backends(postgres) == 0
+    async with asyncio.timeout(5):
+        while await backends(postgres):
+            await asyncio.sleep(0.05)
 
 
 async def test_aiohttp_serves_four_hundred_requests_over_four_connections(
@@ -153,7 +155,10 @@ async def test_a_slow_client_holds_a_connection_only_with_fastapis_default_scope
         try:
             writer.write(b"GET /long HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
             assert b"200 OK" in await reader.readline()
-            await asyncio.sleep(0.3)
+            async with asyncio.timeout(5):
+                while pool.state().in_use != held:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
             assert pool.state().in_use == held
         finally:
             writer.transport.abort()
@@ -171,5 +176,5 @@ async def test_a_busy_pool_answers_503_in_time(server: ServerFactory, port: int)
         async with pool.get():
             response = await client.get("/notes")
         assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-        assert response.json() == {"detail": "no connection within 0.2 s"}
+        assert response.json()["detail"].startswith("no connection within 0.")
         assert (await client.get("/notes")).status_code == 200

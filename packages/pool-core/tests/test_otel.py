@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import re
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pool_core
 import pytest
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
@@ -318,6 +321,14 @@ async def test_without_a_provider_the_global_one_is_meant(seen: Seen) -> None:
     instrument(pool)
     metrics.set_meter_provider(seen.provider)
     assert seen.count() == {"idle": 0, "used": 0}
+
+
+def test_nothing_else_of_the_core_knows_of_exporters() -> None:
+    """Who does not report metrics needs no package for them, and imports none."""
+    source = Path(pool_core.__file__).parent
+    for path in source.rglob("*.py"):
+        if path.name not in {"otel.py", "prometheus.py", "_metrics.py"}:
+            assert not re.search(r"opentelemetry|prometheus|_metrics", path.read_text()), path
 
 
 def test_without_opentelemetry_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
