@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from pool_core import ForkedPool, Pool, PoolClosed, PoolTimeout
+from pool_core import ForkedPool, Pool, PoolClosed, PoolOverloaded, PoolTimeout
 from pool_core._pool import _after_fork_in_child
 from pool_core.testing import NEVER, OK, Delay, ScriptedManager, SwallowCancel, run
 
@@ -462,6 +462,25 @@ def test_gets_that_died_with_their_loop_count_as_cancelled_once() -> None:
 
         run(uses, pool, gets, when)
         loop._ready.clear()  # type: ignore[attr-defined]
+
+
+@virtual
+async def test_a_get_that_is_refused_does_not_keep_what_is_due_from_being_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came first after something had blocked the loop, and found that the back-off of others was over."""
+    monkeypatch.setattr("pool_core._tasks._random", lambda: 0.9)
+    manager = ScriptedManager(connect=[OSError("down"), NEVER])
+    pool = Pool(manager, max_size=2, max_waiting=0, error_sink=quiet)
+    await pool.open()
+    waiter = asyncio.create_task(hold(pool))
+    await turns()
+    monkeypatch.setattr(asyncio.get_running_loop(), "_now", 1.0)
+    with pytest.raises(PoolOverloaded):
+        await pool.get()
+    assert pool.state().opening == len(pool._tasks._calls) == 1
+    await pool.close(1)
+    with pytest.raises(PoolClosed):
+        await waiter
+    books(pool)
 
 
 def test_a_connect_that_outlives_its_loop_is_abandoned_without_terminate() -> None:

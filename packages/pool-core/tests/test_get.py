@@ -597,3 +597,23 @@ class CountingDeque(collections.deque[Any]):
         for item in super().__iter__():
             self.seen += 1
             yield item
+
+
+@virtual
+async def test_a_try_get_behind_gets_that_gave_up_ends_as_soon_as_nothing_idle_is_left() -> None:
+    """Those that were cancelled may still stand before it in the queue."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=1) as pool:
+        lease = await pool.get()
+        gets = [asyncio.create_task(hold(pool)) for _ in range(3)]
+        await turns()
+        gets[1].cancel()
+        gets[2].cancel()
+        await turns()
+        lease.release()
+        await gets[0]
+        await asyncio.sleep(5)
+        manager.script(is_valid=Delay(1, False))
+        assert await pool.try_get() is None
+        assert pool.state().waiting == 0
+        books(pool)

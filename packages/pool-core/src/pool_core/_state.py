@@ -754,6 +754,8 @@ class PoolState(Generic[C]):
 
     def _turn_away(self) -> None:
         """A try_get that has no idle connection left to hope for ends with None. It is the head: it came to no queue."""
+        while not self.waiters[0].queued:
+            self.waiters.popleft()
         head = self.waiters[0]
         if head.test is None:
             self._drop(head)

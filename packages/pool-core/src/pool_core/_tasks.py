@@ -528,6 +528,7 @@ class PoolTasks(Generic[C]):
             raise self._timed_out(self._picture(None), 0.0, 0.0)
         waiter: GetWaiter[C] = GetWaiter(Future(loop=loop), task, now, limit, patient=timeout is None)
         if not state.enqueue(waiter, now):
+            self.after()  # it may have been time to do something for others
             raise self._overloaded()
         if state.orders or state.validating or state.resetting or state.failures or not self._watching:
             self.after()
