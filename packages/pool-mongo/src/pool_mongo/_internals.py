@@ -19,6 +19,7 @@ __all__ = [
     "forget_the_past",
     "holds_a_connection",
     "interrupt",
+    "interrupt_monitors",
     "is_busy",
     "is_closed",
     "is_dirty",
@@ -102,8 +103,20 @@ def interrupt(client: Any) -> None:
     """Wake up, within half a second, whoever waits for an answer on a connection of the client; it is closed then."""
     with contextlib.suppress(AttributeError):
         for server in _servers(client):
-            for context in list(server.pool.active_contexts):
-                context.cancel()
+            _cancel_in(server.pool)
+
+
+def interrupt_monitors(client: Any) -> None:
+    """Do so with the monitors of a closed sync client: the driver lets their threads wait for a hung server."""
+    with contextlib.suppress(AttributeError):
+        for server in _servers(client):
+            _cancel_in(server._monitor._pool)
+            _cancel_in(server._monitor._rtt_monitor._pool)
+
+
+def _cancel_in(pool: Any) -> None:
+    for context in list(pool.active_contexts):
+        context.cancel()
 
 
 def abandon(client: Any) -> None:

@@ -81,12 +81,14 @@ class MotorDriver:
         """Close in a thread: motor's own close() talks to the server on the event loop's thread."""
         _internals.interrupt(client.delegate)  # what a cancelled operation has left running
         await asyncio.to_thread(client.close)
+        _internals.interrupt_monitors(client.delegate)
 
     def drop(self, client: AsyncIOMotorClient[dict[str, Any]]) -> None:
         """Close here and now: with nothing to say to the server it does not wait."""
         _internals.abandon(client.delegate)
         client.close()
         _internals.interrupt(client.delegate)  # an operation that got its connection between the two
+        _internals.interrupt_monitors(client.delegate)
 
     def tidy(self, client: AsyncIOMotorClient[dict[str, Any]], error: BaseException) -> None:
         """Nothing to do: the thread goes on and cleans up itself."""
