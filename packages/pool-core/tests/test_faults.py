@@ -28,8 +28,8 @@ from pool_core.testing import (
 from .disturbances import DISTURBANCES, Tally, disturbed
 from .helpers import books, closed, hold, turns, virtual
 
-VERBS = ("connect", "is_valid", "reset", "close", "on_acquire")
-OUTCOMES = ("ok", "error", "slow", "never")
+VERBS: tuple[str, ...] = ("connect", "is_valid", "reset", "close", "on_acquire")
+OUTCOMES: tuple[str, ...] = ("ok", "error", "slow", "never")
 
 
 def quiet(_: BaseException) -> None:

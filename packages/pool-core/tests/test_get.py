@@ -617,3 +617,23 @@ async def test_a_try_get_behind_gets_that_gave_up_ends_as_soon_as_nothing_idle_i
         assert await pool.try_get() is None
         assert pool.state().waiting == 0
         books(pool)
+
+
+@virtual
+async def test_a_get_that_finds_only_dead_connections_and_gives_up_has_them_replaced_all_the_same() -> None:
+    """try_get and timeout=0 wait for nothing, but min_idle is brought up behind them."""
+    for tries in (False, True):
+        manager = ScriptedManager(close=Delay(1))
+        async with Pool(manager, max_size=4, min_idle=2) as pool:
+            manager.kill(known=True)
+            if tries:
+                assert await pool.try_get() is None
+            else:
+                with pytest.raises(PoolTimeout):
+                    await pool.get(timeout=0)
+            state = pool.state()
+            assert (state.closing, state.opening) == (2, 2)
+            await turns()
+            assert pool.state().idle == 2
+            closed(pool, broken=2)
+            books(pool)

@@ -320,11 +320,11 @@ class PoolState(Generic[C]):
                 self._top_up(now)
                 self._settle(now)
                 return slot
-            self._dead(slot, CloseReason.BROKEN, now)
+            self.found_broken(slot, now)
         return None
 
     def found_broken(self, slot: Slot[C], now: float) -> None:
-        """The warm path found this one, which it has just taken, broken."""
+        """This one, which was just taken out to be lent, is broken."""
         self._dead(slot, CloseReason.BROKEN, now)
         self._serve(now)
 
