@@ -118,6 +118,12 @@ class Call:
             return
         self._handle = self._loop.call_later(GRACE, self.end, context=self._context)
 
+    def end_within(self, seconds: float) -> None:
+        """Bring its deadline forward."""
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle = self._loop.call_later(seconds, self.end, context=self._context)
+
     def abandon(self) -> None:
         """Go on without it."""
         self.task.cancel()
@@ -432,9 +438,14 @@ class PoolTasks(Generic[C]):
             if timer is not None:
                 timer.cancel()
         self._reaper = self._beat = self._queue_timer = self._deadlock_check = None
-        self.state.close(self._now())
+        now = self._now()
+        self.state.close(now)
         for approval in self.state.approvals:
-            self._calls[approval].end()
+            call = self._calls[approval]
+            if self._aborted or approval.since >= now:
+                call.end()
+            else:  # it may be nearly there, and drivers complain of a connect that is cut in its first steps
+                call.end_within(GRACE)
         self.after()
 
     def finish_close(self) -> None:
@@ -930,9 +941,9 @@ class PoolTasks(Generic[C]):
         if self._outage == 1 or self.config.error_sink is not None:
             self.report(error, "connecting failed")
         transient = self._transient(error)
-        state.connect_failed(approval, error, now, transient=transient, jitter=_random())
         if self.life == "opening" and not (transient and self.config.retry_connection):
-            self._end_opening(error)
+            self._end_opening(error)  # first, so that no further connect is begun for it
+        state.connect_failed(approval, error, now, transient=transient, jitter=_random())
 
     # -- by the owner
 
