@@ -63,7 +63,9 @@ def check_peers(contestants: list[Contestant]) -> dict[str, str]:
 async def measure_fakes(names: list[str], contestants: list[Contestant], *, quick: bool) -> list[Result]:
     results: list[Result] = []
     for name in names:
+        began = time.monotonic()
         results += await WORKLOADS[name].run(contestants, quick)
+        print(f"measured: {name}, {time.monotonic() - began:.0f} s", file=sys.stderr)
     return results
 
 
@@ -88,7 +90,9 @@ def measure_servers(names: list[str], runner: asyncio.Runner, *, quick: bool) ->
                         results.append(Result(f"{kind}, 100 tasks", one.name, note=f"NO SERVER: {error}"))
                 continue
             versions.append(f"{server.name} {server.version}")
+            began = time.monotonic()
             results += runner.run(run_server(name, server, quick=quick))
+            print(f"measured: {name}, {time.monotonic() - began:.0f} s", file=sys.stderr)
     finally:
         progress("servers stop")
         servers.close()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from math import log10
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from .contestants import CONTESTANTS
+from .goals import COMPILED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .store import Kept, Table
 
-_WIDTH, _ROW, _LABEL, _BAR, _TOP = 720, 20, 232, 330, 46
+_WIDTH, _ROW, _LABEL, _BAR, _TOP = 760, 20, 272, 330, 46
 _STYLE = """
   text { font: 12px system-ui, sans-serif; fill: #1f2328 }
   .head { font-weight: 600; font-size: 13px } .dim { fill: #59636e } .num { font-variant-numeric: tabular-nums }
@@ -33,7 +35,7 @@ def draw(run: Table) -> str:
         "get + release while connections are idle",
         "CPU microseconds, log scale; shorter is better",
         [
-            (row["contestant"], row["median"] * 1e6, f"{row['median'] * 1e6:.1f} us", _kind(row))
+            (row["contestant"], row["median"] * 1e6, f"{row['median'] * 1e6:.2f} us", _kind(row))
             for row in _rows(run, "warm")
         ],
     )
@@ -74,8 +76,6 @@ def _kind(row: Kept) -> str:
 
 
 def _panel(parts: list[str], y: int, head: str, about: str, bars: Iterable[tuple[str, float, str, str]]) -> int:
-    from math import log10
-
     bars = sorted(bars, key=lambda bar: bar[1])
     parts.append(f'<text class="head" x="4" y="{y + 14}">{escape(head)}</text>')
     parts.append(f'<text class="dim" x="4" y="{y + 31}">{escape(about)}</text>')
@@ -83,7 +83,7 @@ def _panel(parts: list[str], y: int, head: str, about: str, bars: Iterable[tuple
     y += _TOP
     for name, value, text, kind in bars:
         width = max(2.0, _BAR * log10(value / least) / log10(most / least) * 0.62)
-        label = "pool-core" if kind == "ours" else name
+        label = "pool-core" if kind == "ours" else f"{name} (compiled)" if name in COMPILED else name
         weight = ' font-weight="600"' if kind == "ours" else ""
         parts.append(f'<text x="{_LABEL - 8}" y="{y + 11}" text-anchor="end"{weight}>{escape(label)}</text>')
         parts.append(f'<rect class="{kind}" x="{_LABEL}" y="{y}" width="{width:.1f}" height="14" rx="2"/>')

@@ -436,6 +436,7 @@ async def load(opened: Any, tasks: int, seconds: float) -> dict[str, float]:
 async def measure(kind: str, server: Server, *, rounds: int, seconds: float) -> list[Result]:
     """All contestants of one server, interleaved, alone and crowded. A value is seconds a use, by the clock on the wall."""
     ones = [one for one in SERVER_CONTESTANTS if one.server == kind]
+    likes = list(dict.fromkeys(one.like or one.name for one in ones))
     results: dict[tuple[str, int], Result] = {}
     async with AsyncExitStack() as stack:
         opened: dict[str, Any] = {}
@@ -452,15 +453,16 @@ async def measure(kind: str, server: Server, *, rounds: int, seconds: float) -> 
                 opened.pop(one.name, None)
                 for tasks in (1, TASKS):
                     results[one.name, tasks].note = failure(error)
-        order = list(opened)
+        # Those that are compared come one after the other: nothing much changes in between.
+        groups = [[one.name for one in ones if one.name in opened and (one.like or one.name) == like] for like in likes]
         with quiet_collector():
             for tasks in (1, TASKS):
                 for number in range(rounds):
-                    random.shuffle(order)
-                    for name in order:
+                    random.shuffle(groups)
+                    for name in (name for group in groups for name in random.sample(group, len(group))):
                         progress(f"{kind}, {tasks} at once, round {number + 1} of {rounds}: {name}")
                         gc.collect()
-                        figures = await load(opened[name], tasks, seconds if tasks > 1 else seconds / 2)
+                        figures = await load(opened[name], tasks, seconds if tasks > 1 else seconds * 0.4)
                         result = results[name, tasks]
                         result.values.append(1 / figures["rate"])
                         for key, figure in figures.items():
@@ -476,7 +478,7 @@ async def measure(kind: str, server: Server, *, rounds: int, seconds: float) -> 
 
 def _compare(peer: Result, mine: Result) -> None:
     """Note how ours did in the same round."""
-    for figure in ("rate", "p99"):
+    for figure in ("rate", "p99", "cpu"):
         if peer.values and mine.values:
             pairs = zip(mine.extra[figure], peer.extra[figure], strict=True)
             peer.extra[f"ours, x its {figure}"] = [ours / its for ours, its in pairs]

@@ -89,7 +89,7 @@ class Table:
     def workload(self, name: str) -> list[Kept]:
         """Its records: those with figures by their size, then the others."""
         rows = [record for (workload, _), record in self._records.items() if workload == name]
-        return sorted(rows, key=lambda row: (row.get("median") is None, row.get("ratio") or 0, row.get("median") or 0))
+        return sorted(rows, key=_size)
 
     def workloads(self) -> list[str]:
         return list(dict.fromkeys(workload for workload, _ in self._records))
@@ -98,3 +98,10 @@ class Table:
         """The record, if it has figures."""
         record = self._records.get((workload, contestant))
         return record if record and record.get("median") is not None else None
+
+
+def _size(record: Kept) -> tuple[bool, float, float]:
+    """Those without figures last; where one was measured at several sizes, by what it was at a middling one."""
+    figures = record.get("extra", {})
+    middling = figures.get("1000", record.get("median") or 0)
+    return record.get("median") is None, record.get("ratio") or 0, middling

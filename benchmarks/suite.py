@@ -178,5 +178,5 @@ async def run_server(kind: str, server: Any, *, quick: bool) -> list[Result]:
     for name in SERVERS[kind]:
         if quick and name == "redis PING":
             continue
-        results += await servers.measure(name, server, rounds=2 if quick else 5, seconds=0.1 if quick else 0.8)
+        results += await servers.measure(name, server, rounds=2 if quick else 9, seconds=0.1 if quick else 0.5)
     return results
