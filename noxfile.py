@@ -90,6 +90,11 @@ def test_files(*paths: str) -> list[Path]:
     return [file for path in found for file in ([path] if path.is_file() else sorted(path.rglob("test_*.py")))]
 
 
+def base(tests: str) -> Path:
+    """Where the module names of a folder of tests begin."""
+    return Path(tests).parent if (ROOT / tests / "__init__.py").exists() else Path(tests)
+
+
 def run_tests(session: nox.Session, *paths: str, options: tuple[str, ...] = (), coverage: bool = False) -> None:
     """Run pytest on folders of tests. A folder without any test yet is said aloud and left out."""
     present = [path for path in paths if test_files(path)]
@@ -127,7 +132,7 @@ def lint(session: nox.Session) -> None:
     session.run("mypy", *(f"packages/{package}/src" for package in PACKAGES))
     for tests in (f"packages/{package}/tests" for package in PACKAGES):
         if test_files(tests):
-            session.run("mypy", "--explicit-package-bases", tests, env={"MYPYPATH": f"{Path(tests).parent}:."})
+            session.run("mypy", "--explicit-package-bases", tests, env={"MYPYPATH": f"{base(tests)}:."})
     others = [name for name in ("containers", "examples", "benchmarks") if list((ROOT / name).rglob("*.py"))]
     options = ("--explicit-package-bases", "--exclude", "containers/images/")
     session.run("mypy", *options, *others, "noxfile.py", "conftest.py", env={"MYPYPATH": "."})

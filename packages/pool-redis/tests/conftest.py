@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
+import fleet
 import pytest
-from pool_redis import LeasedRedis, RedisConnectionManager
+from pool_redis import RedisConnectionManager
 
 from containers.servers import Server, ServerFactory
-
-from . import fleet
 
 T = TypeVar("T")
 PASSWORD = "canary-7f3a"
@@ -46,15 +45,6 @@ def guarded(server: ServerFactory) -> Iterator[Server]:
 def manager(request: pytest.FixtureRequest, redis: Server) -> RedisConnectionManager:
     """A manager for the shared server, once in each version of the protocol."""
     return RedisConnectionManager(redis.url, protocol=request.param)
-
-
-async def closed_by_server(client: LeasedRedis, manager: RedisConnectionManager) -> None:
-    """Wait until the news that the server has closed the connection has arrived."""
-    for _ in range(200):
-        if manager.has_broken(client):
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("two seconds after its end the connection does not count as broken")
 
 
 @pytest.fixture(scope="session")

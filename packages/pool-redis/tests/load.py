@@ -1,4 +1,4 @@
-"""Load over an outage: many tasks, unique values, and every answer must be its own."""
+"""Load over an outage: many tasks, unique values, and every answer must be its own. And waiting for its end."""
 
 import asyncio
 import itertools
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pool_core import Pool
+from pool_redis import LeasedRedis, RedisConnectionManager
 
 _numbers = itertools.count()
 
@@ -56,3 +57,12 @@ def balanced(pool: Pool[Any]) -> None:
     assert numbers.connections_created + numbers.connections_added == open_now + closed
     outcomes = numbers.gets_direct + numbers.gets_waited + numbers.gets_timed_out
     assert numbers.gets_started == outcomes + numbers.gets_cancelled + numbers.gets_failed + state.waiting
+
+
+async def closed_by_server(client: LeasedRedis, manager: RedisConnectionManager) -> None:
+    """Wait until the news that the server has closed the connection has arrived."""
+    for _ in range(200):
+        if manager.has_broken(client):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("two seconds after its end the connection does not count as broken")

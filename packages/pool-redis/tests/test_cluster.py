@@ -10,7 +10,10 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+import fleet
 import pytest
+from fleet import Fleet
+from load import balanced, load
 from pool_core import CloseReason, ConnectError, Pool, PoolTimeout
 from pool_redis import LeasedRedisCluster, RedisClusterConnectionManager, WrongServer
 from redis.asyncio.cluster import RedisCluster
@@ -21,10 +24,6 @@ from redis.crc import key_slot
 from redis.exceptions import RedisClusterException, RedisError
 
 from containers.servers import Server
-
-from . import fleet
-from .fleet import Fleet
-from .load import balanced, load
 
 SECRET = "canary-Sesame"
 

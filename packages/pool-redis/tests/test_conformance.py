@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import redis
+from fleet import Fleet, until
 from pool_core.testing import ManagerConformance, Probe
 from pool_redis import (
     LeasedRedis,
@@ -19,8 +20,6 @@ from pool_redis import (
 )
 
 from containers.servers import Server, ServerFactory
-
-from .fleet import Fleet, until
 
 PASSWORD = "canary-7f3a"
 

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import pytest
+from load import balanced
 from pool_core import CloseReason, Pool, PoolTimeout
 from pool_core.testing import FaultProxy, acancel_everywhere
 from pool_core.testing import Injector as Inject
@@ -18,8 +19,6 @@ from pool_redis import LeasedRedis, RedisConnectionManager
 from redis.exceptions import RedisError
 
 from containers.servers import Server, ServerFactory
-
-from .load import balanced
 
 PASSWORD = "canary-7f3a"
 _numbers = itertools.count()

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import pytest
+from load import closed_by_server
 from pool_core import CloseReason, Pool
 from pool_redis import LeasedRedis, RedisConnectionManager
 from redis.asyncio import Redis
@@ -20,8 +21,6 @@ from redis.exceptions import RedisError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from containers.servers import Server
-
-from .conftest import closed_by_server
 
 
 def test_everything_a_client_does_stays_on_one_connection(manager: RedisConnectionManager, run: Any) -> None:

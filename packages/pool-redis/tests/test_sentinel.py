@@ -10,7 +10,10 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+import fleet
 import pytest
+from fleet import Fleet
+from load import balanced, load
 from pool_core import ConnectError, Pool, PoolTimeout
 from pool_redis import (
     LeasedRedis,
@@ -24,10 +27,6 @@ from redis.asyncio import Redis
 from redis.exceptions import ReadOnlyError, RedisError
 
 from containers.servers import Server, ServerFactory
-
-from . import fleet
-from .fleet import Fleet
-from .load import balanced, load
 
 SECRET = "canary-Sesame"
 
