@@ -203,7 +203,7 @@ def _listen(busy: Busy) -> None:
 DISTURBANCES: dict[str, Callable[[Busy], object]] = {
     "evict": _unless_closed(lambda busy: busy.pool.evict()),
     "evict some": _unless_closed(lambda busy: busy.pool.evict(lambda conn: conn.id % 2 == 0)),
-    "shrink": _unless_closed(lambda busy: busy.pool.resize(max_size=1)),
+    "shrink": _unless_closed(lambda busy: busy.pool.resize(max_size=1, min_idle=1)),
     "grow": _unless_closed(lambda busy: busy.pool.resize(max_size=4, min_idle=3)),
     "add": _unless_closed(_add),
     "connections die": lambda busy: busy.manager.kill(),

@@ -354,10 +354,7 @@ class PoolState(Generic[C]):
         if waiter.queued:
             self._drop(waiter)
         self._orphan(waiter)
-        if self.validating or self.approvals:
-            self._serve(now)
-        else:
-            self._settle(now)
+        self._serve(now)
 
     def refuse(self, waiter: Waiter[C], error: BaseException) -> None:
         """End one waiter's waiting with an error."""
@@ -506,7 +503,7 @@ class PoolState(Generic[C]):
         slot.since = now
         slot.late = False
         self.resetting[slot] = None
-        self._settle(now)
+        self._settle(self.tick)
 
     def reset_done(self, slot: Slot[C], now: float, *, ok: bool, timed_out: bool = False) -> None:
         """End a reset. Whatever went wrong closes the connection."""
@@ -569,8 +566,8 @@ class PoolState(Generic[C]):
             self.stale.append(fresh.popleft())
         quiet = self._bypass == inf and (not fresh or fresh[-1].stamp < self._beaten)
         self.parked = not fresh or quiet
-        self.tick = self._beaten = now
-        self._settle(now)
+        self._beaten = now
+        self._serve(now)
         return not self.parked
 
     def alarm(self) -> float:
