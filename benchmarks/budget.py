@@ -144,7 +144,7 @@ def markdown(costs: dict[str, float], whole: float, bare: float) -> str:
     ]
     lines.append(
         f"\nCPython {sys.version.split()[0]}, {store.machine()}. Each is the median difference with that one cut out: "
-        "they need not add up, since a processor does several at once."
+        "they need not add up, since a processor does several at once, and 20 ns more or less say nothing."
     )
     return "\n".join(lines)
 

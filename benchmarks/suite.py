@@ -47,7 +47,7 @@ async def _contended(ones: Sequence[Contestant], quick: bool) -> list[Result]:
         return found.cost, {"jain": found.jain, "p99": found.p99}
 
     waiting = [one for one in ones if one.waits]
-    return await interleave("contended", waiting, 10, 2 if quick else 7, once, aim=0.05 if quick else 0.3)
+    return await interleave("contended", waiting, 10, 2 if quick else 5, once, aim=0.05 if quick else 0.3)
 
 
 async def _hand_off(ones: Sequence[Contestant], quick: bool) -> list[Result]:
@@ -69,10 +69,10 @@ async def _idle_growth(ones: Sequence[Contestant], quick: bool) -> list[Result]:
             "idle growth",
             one,
             sizes,
-            2 if quick else 7,
+            2 if quick else 5,
             once,
             connections=lambda size: size,
-            patience=2 if quick else 5,
+            patience=2 if quick else 4,
         )
         for one in _of_interest(ones, quick)
     ]
@@ -97,8 +97,8 @@ def _waiters(name: str, act: Callable[[Opened, int], Awaitable[Figures]]) -> Any
             sizes = [10, 1000] if quick else [10, 1000, 10_000]
             if not quick and one.name in ("ours", "L0q"):  # the others show their law by then
                 sizes.append(100_000)
-            patience = 2 if quick else 4 if one.kind == "peer" else 15
-            rounds = 1 if quick else 2
+            patience = 2 if quick or one.kind == "peer" else 15
+            rounds = 1 if quick or one.kind == "peer" else 2
             results.append(await grow(name, one, sizes, rounds, once, connections=lambda _: 1, patience=patience))
         return results
 
