@@ -80,7 +80,7 @@ class Proof(SphinxRole):
             logger.warning("there is no test %s in %s", test, path.relative_to(ROOT), location=self.get_location())
         cited = getattr(self.env, "pool_proofs", None)
         if cited is None:
-            cited = self.env.pool_proofs = {}
+            cited = self.env.pool_proofs = {}  # pyright: ignore[reportAttributeAccessIssue]
         cited.setdefault(self.env.docname, set()).add(name)
         return [proof("", file=name, test=test, line=line, doc=" ".join(doc.split()))], []
 

@@ -584,3 +584,77 @@ async def test_the_reaper_spares_what_is_not_lent_and_what_it_has_reported() -> 
         await asyncio.sleep(20)
         await hold(pool, 20)
         assert len(errors) == 1
+
+
+@virtual
+async def test_a_connect_without_a_limit_still_ends_with_the_pool() -> None:
+    """create_timeout=None is no leave to keep the program from ending."""
+    manager = ScriptedManager(connect=NEVER)
+    pool = Pool(manager, create_timeout=None)
+    await pool.open()
+    get = asyncio.create_task(hold(pool))
+    await asyncio.sleep(1)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await pool.close(5)
+    assert loop.time() - started < 0.5
+    with pytest.raises(PoolClosed):
+        await get
+    books(pool)
+
+
+@virtual
+async def test_a_connect_that_is_nearly_there_when_the_pool_closes_is_not_cut() -> None:
+    """Drivers complain aloud of a connect that is cancelled in its first steps; its fruit is terminated."""
+    manager = ScriptedManager(connect=Delay(1.05))
+    pool = Pool(manager)
+    await pool.open()
+    get = asyncio.create_task(hold(pool))
+    await asyncio.sleep(1)
+    await pool.close(5)
+    assert [conn.state for conn in manager.connections] == ["terminated"]
+    closed(pool, pool_closed=1)
+    await asyncio.gather(get, return_exceptions=True)
+    books(pool)
+
+
+@virtual
+async def test_a_pool_that_is_not_open_has_nothing_to_bury() -> None:
+    """The order may come from another thread, and late."""
+    pool = Pool(ScriptedManager(), min_idle=1)
+    pool._tasks.bury()
+    async with pool:
+        assert pool.state().idle == 1
+    pool._tasks.bury()
+    closed(pool, pool_closed=1)
+
+
+@virtual
+async def test_a_get_may_be_driven_by_hand_from_a_callback_of_the_loop() -> None:
+    """There is a right loop then, but no task."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        await hold(pool)
+        lease = pool.get()
+        steps = lease.__aenter__()
+
+        def by_hand() -> None:
+            with pytest.raises(StopIteration):
+                steps.send(None)
+
+        asyncio.get_running_loop().call_soon(by_hand)
+        await turns()
+        assert pool.state().in_use == 1
+        await lease.__aexit__(None, None, None)
+        books(pool)
+
+
+@virtual
+async def test_listeners_hear_of_a_try_get_that_lends() -> None:
+    """As of any other checkout."""
+    events: list[object] = []
+    async with Pool(ScriptedManager(), max_size=1, listeners=[events.append]) as pool:
+        await hold(pool)
+        lease = await pool.try_get()
+        assert lease is not None
+        lease.release()
+    assert [type(event).__name__ for event in events].count("CheckedOut") == 2
