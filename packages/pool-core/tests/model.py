@@ -260,7 +260,7 @@ class World:
         self.state.close(self.now)
 
     def do_terminate_all(self) -> None:
-        self.state.terminate_all(self.now)
+        self.state.terminate_all()
 
     # -- what must hold
 

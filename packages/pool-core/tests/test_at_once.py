@@ -13,7 +13,7 @@ import threading
 from typing import Any
 
 import pytest
-from pool_core import Leaked, Pool, PoolDeadlock, PoolTimeout
+from pool_core import Leaked, Pool, PoolDeadlock, PoolTimeout, WrongEventLoop
 from pool_core.testing import Delay, ScriptedManager
 
 from .helpers import books, closed, hold, turns, virtual
@@ -373,3 +373,100 @@ def test_after_a_fork_the_child_refuses_and_touches_nothing() -> None:
         check=False,
     )
     assert done.stdout.strip() == "both sides well", done.stderr
+
+
+@virtual
+async def test_a_holder_that_has_given_up_its_second_get_does_not_wait_any_more() -> None:
+    """Dead waiters may still stand in the queue; they prove no deadlock, and no text counts them."""
+    async with Pool(ScriptedManager(), max_size=2, connection_timeout=20) as pool:
+
+        async def waits() -> None:
+            async with pool.get():
+                await asyncio.sleep(1)
+                await hold(pool)
+
+        async def gives_up() -> None:
+            async with pool.get():
+                await asyncio.sleep(2)
+                second = asyncio.ensure_future(pool.get().__aenter__())
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(1):
+                        await hold(pool)
+                with pytest.raises(PoolTimeout, match="connection themselves: 1;|connection themselves: 1$"):
+                    await pool.get(timeout=0)
+                await asyncio.sleep(5)
+                second.cancel()
+
+        await asyncio.gather(waits(), gives_up())
+        books(pool)
+
+
+@virtual
+async def test_after_a_deadlock_was_told_its_victim_does_not_wait_any_more() -> None:
+    """It still holds its first connection, and works on."""
+    async with Pool(ScriptedManager(), max_size=1) as pool, pool.get():
+        with pytest.raises(PoolDeadlock):
+            await pool.get()
+        assert pool._state.live == 0
+        with pytest.raises(PoolTimeout) as caught:
+            await pool.get(timeout=0)
+        assert "themselves" not in str(caught.value)
+        books(pool)
+
+
+@virtual
+async def test_holders_that_are_no_tasks_prove_no_deadlock() -> None:
+    """Some programs drive coroutines by hand, from callbacks: who could say what they wait for?"""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        await hold(pool)
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        first, second = pool.get(), pool.get()
+
+        def by_hand() -> None:
+            with contextlib.suppress(StopIteration):
+                first.__aenter__().send(None)
+            waiting.append(second.__aenter__())
+            waiting[0].send(None)
+            loop.call_later(5, done.set_result, None)
+
+        waiting: list[Any] = []
+        loop.call_soon(by_hand)
+        await done
+        assert pool.state().waiting == 1
+        first.release()
+        with contextlib.suppress(StopIteration):
+            waiting[0].send(None)
+        second.release()
+        books(pool)
+
+
+@virtual
+async def test_the_pools_loop_in_another_thread_is_still_another_loop() -> None:
+    """Also in the moment when a task of the pool's own is running."""
+
+    async def uses() -> str:
+        try:
+            async with pool.get():
+                return "lent"
+        except WrongEventLoop:
+            return "refused"
+
+    def thread() -> None:
+        with contextlib.suppress(StopIteration):
+            uses_by_hand = uses()
+            uses_by_hand.send(None)
+        answers.append(asyncio.run(uses()))
+        try:
+            uses().send(None)
+        except StopIteration as end:
+            answers.append(end.value)
+
+    answers: list[str] = []
+    async with Pool(ScriptedManager(), max_size=2) as pool:
+        await hold(pool)
+        other = threading.Thread(target=thread)
+        other.start()
+        other.join()  # this task is the loop's current one meanwhile
+        assert answers == ["refused", "refused"]
+        books(pool)

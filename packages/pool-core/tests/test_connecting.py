@@ -321,3 +321,31 @@ async def test_a_connection_that_on_acquire_broke_is_a_failed_connect() -> None:
         assert not (await hold(pool)).broken
         assert "broken already" in str(errors[0])
         books(pool)
+
+
+@virtual
+async def test_a_slow_connect_is_not_doubled_while_nothing_fails() -> None:
+    """Whatever else wakes the pool meanwhile: only in an outage a probe loses patience."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=3, max_lifetime=10, lifetime_jitter=0) as pool:
+        holder = asyncio.create_task(hold(pool, 20))
+        await asyncio.sleep(7)
+        manager.script(connect=Delay(8))
+        await hold(pool)  # a lifetime ended while it waited
+        assert len(manager.connections) == 2
+        await holder
+        books(pool)
+
+
+@virtual
+async def test_the_back_off_doubles_from_a_fifth_of_a_second_to_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the greatest jitter; the smallest one repeats at once."""
+    monkeypatch.setattr("pool_core._tasks._random", lambda: 1.0)
+    manager = ScriptedManager(connect=OSError("down"))
+    async with Pool(manager, error_sink=quiet) as pool:
+        with pytest.raises(PoolTimeout):
+            await pool.get(timeout=9.9)
+        times = [call.time for call in manager.calls("connect")]
+        pauses = [round(after - before, 6) for before, after in zip(times, times[1:], strict=False)]
+        assert pauses == [0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
+        books(pool)

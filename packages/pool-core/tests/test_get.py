@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pool_core import Pool, PoolClosed, PooledConnection, PoolError, PoolOverloaded, PoolTimeout
-from pool_core.testing import NEVER, Delay, FakeConnection, ScriptedManager
+from pool_core.testing import NEVER, OK, Delay, FakeConnection, ScriptedManager, Steps
 
 from .helpers import books, closed, hold, turns, virtual
 
@@ -588,6 +588,11 @@ async def test_ten_thousand_gets_behind_a_slow_try_get_cost_no_more_than_without
         books(pool)
 
 
+async def leased(pool: Pool[FakeConnection]) -> PooledConnection[FakeConnection]:
+    """As a coroutine, for a task."""
+    return await pool.get()
+
+
 class CountingDeque(collections.deque[Any]):
     """Counts how many of its items are looked at by iterating."""
 
@@ -637,3 +642,135 @@ async def test_a_get_that_finds_only_dead_connections_and_gives_up_has_them_repl
             assert pool.state().idle == 2
             closed(pool, broken=2)
             books(pool)
+
+
+@virtual
+async def test_a_get_that_was_refused_is_forgotten() -> None:
+    """A connection handed to it would be lent to nobody."""
+    async with Pool(ScriptedManager(), max_size=1, max_waiting=0) as pool:
+        lease = await pool.get()
+        with pytest.raises(PoolOverloaded):
+            await pool.get()
+        lease.release()
+        assert (pool.state().idle, pool.state().in_use) == (1, 0)
+        await hold(pool)
+        books(pool)
+
+
+@virtual
+async def test_max_waiting_counts_a_get_beside_a_test_that_nobody_waits_for_any_more() -> None:
+    """The get for which it was begun has gone; the next one takes it over and is let in."""
+    manager = ScriptedManager(is_valid=Delay(1))
+    async with Pool(manager, max_size=1, max_waiting=0) as pool:
+        await hold(pool)
+        await asyncio.sleep(5)
+        gone = asyncio.create_task(hold(pool))
+        await turns()
+        gone.cancel()
+        await turns()
+        heir = asyncio.create_task(hold(pool))
+        await turns()
+        with pytest.raises(PoolOverloaded):
+            await pool.get()
+        await heir
+        books(pool)
+
+
+@virtual
+async def test_a_get_that_takes_over_the_test_of_a_cancelled_one_waits_for_its_own_test() -> None:
+    """So its phase is validate, and served by it, it was served directly."""
+    manager = ScriptedManager(is_valid=Delay(1))
+    async with Pool(manager, max_size=1) as pool:
+        await hold(pool)
+        await asyncio.sleep(5)
+        gone = asyncio.create_task(hold(pool))
+        await turns()
+        gone.cancel()
+        await turns()
+        with pytest.raises(PoolTimeout) as caught:
+            await pool.get(timeout=0.05)
+        assert caught.value.phase == "validate"
+        before = pool.state().statistics
+        await hold(pool)
+        after = pool.state().statistics
+        assert (after.gets_direct - before.gets_direct, after.gets_waited) == (1, before.gets_waited)
+        assert len(manager.calls("is_valid")) == 1
+        books(pool)
+
+
+@virtual
+async def test_a_hung_connect_that_was_passed_on_to_a_get_that_gave_up_counts_for_nobody() -> None:
+    """It was begun for one that was served otherwise, and then waited for by one that timed out (pgx #1259)."""
+    loop = asyncio.get_running_loop()
+    manager = ScriptedManager(connect=[OK, NEVER])
+    async with Pool(manager, max_size=2) as pool:
+        lease = await pool.get()
+        served = asyncio.create_task(leased(pool))
+        await turns()
+        lease.release()  # the hung connect's get has a connection
+        lease = await served
+        with pytest.raises(PoolTimeout):
+            await pool.get(timeout=1)  # this one took the connect over, and gave up
+        waiter = asyncio.create_task(hold(pool))
+        await turns()
+        start = loop.time()
+        conn = lease.conn
+        conn.broken = True
+        lease.release()
+        assert await waiter is not conn
+        assert loop.time() - start < 1
+        books(pool)
+
+
+@virtual
+async def test_a_connection_tested_for_a_get_that_is_cancelled_in_the_tick_of_its_hand_over_is_not_tested_again() -> (
+    None
+):
+    """alive_bypass=0 tests before each use, and it was not used."""
+    manager = ScriptedManager(is_valid=Steps(1))
+    async with Pool(manager, max_size=1, alive_bypass=0) as pool:
+        await hold(pool)
+        first, second = (asyncio.create_task(hold(pool)) for _ in range(2))
+        while not pool.state().in_use:
+            await asyncio.sleep(0)
+        first.cancel()
+        await second
+        assert first.cancelled()
+        assert len(manager.calls("is_valid")) == 1
+        books(pool)
+
+
+@virtual
+async def test_whoever_waits_behind_a_hand_over_that_came_to_nothing_is_helped_at_once() -> None:
+    """The connection was evicted meanwhile, and its goodbye takes its time: another one is opened beside it."""
+    loop = asyncio.get_running_loop()
+    manager = ScriptedManager(connect=[OK, OSError("down"), OK], close=Delay(5))
+    async with Pool(manager, max_size=2, error_sink=lambda _: None) as pool:
+        lease = await pool.get()
+        first, second = (asyncio.create_task(hold(pool)) for _ in range(2))
+        await turns()
+        start = loop.time()
+        pool.evict()
+        first.cancel()
+        lease.release()
+        await second
+        assert loop.time() - start < 1
+        books(pool)
+
+
+@virtual
+async def test_waiting_for_a_back_off_that_does_not_matter_any_more_keeps_nobody_busy() -> None:
+    """The pool was filled from elsewhere during an outage: there is nothing to do when its back-off ends."""
+    loop = asyncio.get_running_loop()
+    manager = ScriptedManager(connect=OSError("down"))
+    async with Pool(manager, max_size=1, error_sink=lambda _: None) as pool:
+        waiter = asyncio.create_task(hold(pool, 5))
+        await asyncio.sleep(1)
+        pool.add(FakeConnection(100))
+        await turns()
+        second = asyncio.create_task(hold(pool))
+        await turns()
+        start = loop.time()
+        await asyncio.gather(waiter, second)  # a clock that is busy would never move on
+        assert loop.time() - start == 5
+        books(pool)

@@ -487,3 +487,87 @@ def test_infinity_is_no_limit_for_an_option_either() -> None:
     """As for get()."""
     assert Pool(ScriptedManager(), max_lifetime=math.inf).config.max_lifetime is None
     assert CloseReason.BROKEN.value == str(CloseReason.BROKEN)
+
+
+@virtual
+async def test_each_of_many_idle_connections_goes_exactly_when_its_own_lifetime_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One timer at the earliest, set again for the next one."""
+    loop = asyncio.get_running_loop()
+    draws = iter([0.3, 0.9, 0.0, 0.6, 0.1])
+    monkeypatch.setattr("pool_core._tasks._random", lambda: next(draws))
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=5, max_lifetime=100, lifetime_jitter=0.5, idle_timeout=None) as pool:
+        await asyncio.gather(*(hold(pool, 1) for _ in range(5)))
+        for time, left in ((54.9, 5), (55.1, 4), (69.9, 4), (70.1, 3), (84.9, 3), (85.1, 2), (94.9, 2), (95.1, 1)):
+            await asyncio.sleep(time - loop.time())
+            assert pool.state().idle == left, time
+        await asyncio.sleep(99.9 - loop.time())
+        assert pool.state().idle == 1
+        await asyncio.sleep(0.2)
+        closed(pool, lifetime=5)
+        books(pool)
+
+
+@virtual
+async def test_a_connection_that_expires_or_is_evicted_inside_a_block_goes_at_its_end() -> None:
+    """The warm path back looks at the mark."""
+    for reason in ("lifetime", "evicted"):
+        async with Pool(ScriptedManager(), max_size=2, max_lifetime=100, lifetime_jitter=0) as pool:
+            await hold(pool)
+            async with pool.get():
+                if reason == "lifetime":
+                    await asyncio.sleep(101)
+                else:
+                    pool.evict()
+            closed(pool, **{reason: 1})
+            books(pool)
+
+
+@virtual
+async def test_a_lent_connection_that_is_evicted_and_then_expires_was_evicted() -> None:
+    """The first matching reason counts, in whatever order they came."""
+    async with Pool(ScriptedManager(), max_size=1, max_lifetime=10, lifetime_jitter=0) as pool:
+        async with pool.get():
+            pool.evict()
+            await asyncio.sleep(11)
+        closed(pool, evicted=1)
+        books(pool)
+
+
+@virtual
+async def test_the_reaper_spares_all_where_fewer_are_idle_than_min_idle() -> None:
+    """The others are lent; idle_timeout takes from what is above min_idle only."""
+    async with Pool(ScriptedManager(), max_size=5, min_idle=4, idle_timeout=10, reaper_rate=5) as pool:
+        await asyncio.sleep(1)
+        lent = [asyncio.create_task(hold(pool, 60)) for _ in range(3)]
+        await asyncio.sleep(40)
+        assert pool.state().idle == 2
+        closed(pool)
+        await asyncio.gather(*lent)
+        await asyncio.sleep(40)
+        closed(pool, idle=1)
+        books(pool)
+
+
+@virtual
+async def test_min_idle_is_brought_up_beside_slow_goodbyes() -> None:
+    """As far as max_size allows: whoever comes next does not wait for a close and a connect in turn."""
+    for how in ("evicted", "broken", "detached"):
+        manager = ScriptedManager(close=Delay(5))
+        size = 2 if how == "detached" else 10
+        async with Pool(manager, max_size=size, min_idle=size if how == "detached" else 2) as pool:
+            lease = await pool.get()
+            await turns()
+            if how == "evicted":
+                pool.evict()
+            elif how == "broken":
+                manager.kill(known=True)
+                lease.release()  # the sweep finds the idle ones
+            else:
+                lease.detach()
+            await turns()
+            assert pool.state().idle == 2, how
+            lease.release()
+            books(pool)

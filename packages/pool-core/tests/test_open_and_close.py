@@ -9,7 +9,7 @@ import weakref
 from contextvars import ContextVar
 
 import pytest
-from pool_core import ConnectError, Pool, PoolClosed, PoolTimeout, WrongEventLoop
+from pool_core import ConnectError, Pool, PoolClosed, PoolDeadlock, PoolTimeout, WrongEventLoop
 from pool_core.testing import NEVER, OK, Delay, FakeConnection, ScriptedCustomizer, ScriptedManager, SwallowCancel, run
 
 from .helpers import books, closed, hold, turns, virtual
@@ -664,3 +664,72 @@ async def test_a_failed_open_tells_waiting_gets_too() -> None:
     with pytest.raises(OSError, match="down"):
         await opening
     books(pool)
+
+
+@virtual
+async def test_a_pool_that_was_closed_in_an_outage_begins_afresh() -> None:
+    """Neither its back-off nor its last error goes over into the next life."""
+    loop = asyncio.get_running_loop()
+    manager = ScriptedManager(connect=OSError("down"))
+    pool = Pool(manager, error_sink=lambda _: None)
+    async with pool:
+        with pytest.raises(PoolTimeout):
+            await pool.get(timeout=20)
+    manager.script(connect=OK)
+    async with pool:
+        with pytest.raises(PoolTimeout) as caught:
+            await pool.get(timeout=0)
+        assert caught.value.__cause__ is None
+        start = loop.time()
+        await hold(pool)
+        assert loop.time() == start
+        books(pool)
+
+
+def test_a_pool_that_is_opened_again_does_everything_again_also_under_an_earlier_clock() -> None:
+    """Idle ones are tested, dead ones cast doubt, the reaper looks, a deadlock is found."""
+    manager = ScriptedManager()
+    pool = Pool(manager, max_size=3, min_idle=1, max_lifetime=None)
+
+    async def life() -> None:
+        manager.script(is_valid=OK)
+        async with pool:
+            await asyncio.gather(*(hold(pool, 1) for _ in range(3)))
+            tests = len(manager.calls("is_valid"))
+            await asyncio.sleep(5)
+            await hold(pool)
+            assert len(manager.calls("is_valid")) == tests + 1
+            await asyncio.gather(*(hold(pool, 0.1) for _ in range(3)))
+            lease = await pool.get()
+            tests = len(manager.calls("is_valid"))
+            lease.conn.broken = True
+            lease.release()
+            await asyncio.gather(*(hold(pool, 0.1) for _ in range(2)))
+            assert len(manager.calls("is_valid")) == tests + 2
+            await asyncio.sleep(1000)
+            assert pool.state().idle == 1
+            async with pool.get(), pool.get(), pool.get():
+                start = asyncio.get_running_loop().time()
+                with pytest.raises(PoolDeadlock):
+                    await pool.get()
+                assert asyncio.get_running_loop().time() - start < 1
+            books(pool)
+
+    for start in (50_000.0, 0.0, 60_000.0):
+        run(life, start=start)
+
+
+@virtual
+async def test_the_block_that_ends_after_close_began_closes_its_connection() -> None:
+    """The warm path is shut with the pool."""
+    pool = Pool(ScriptedManager(), max_size=2)
+    await pool.open()
+    await hold(pool)
+    async with pool.get() as conn:
+        closing = asyncio.create_task(pool.close(5))
+        await asyncio.sleep(1)
+    await turns()
+    assert closing.done()
+    assert conn.state == "closed"
+    assert asyncio.get_running_loop().time() == 1
+    await closing

@@ -388,3 +388,49 @@ async def test_lifo_keeps_one_connection_hot_and_fifo_spreads_the_load() -> None
             await asyncio.sleep(2)
             assert len({(await hold(pool)).id for _ in range(3)}) in (1, 3)
             books(pool)
+
+
+@virtual
+async def test_without_test_on_check_out_alive_bypass_zero_tests_nothing() -> None:
+    """The first option says whether, the second only how often."""
+    manager = ScriptedManager(is_valid=False)
+    async with Pool(manager, max_size=1, test_on_check_out=False, alive_bypass=0) as pool:
+        for _ in range(3):
+            await hold(pool)
+            await asyncio.sleep(10)
+        assert manager.calls("is_valid") == []
+        books(pool)
+
+
+@virtual
+async def test_a_test_that_answers_no_condemns_nobody_else() -> None:
+    """Only one that gets no answer is a sign of a NAT: the others are asked themselves."""
+    manager = ScriptedManager(is_valid=[False])
+    async with Pool(manager, max_size=3) as pool:
+        await asyncio.gather(*(hold(pool, 0.1) for _ in range(3)))
+        await asyncio.sleep(5)
+        await hold(pool)
+        closed(pool, invalid=1)
+        assert pool.state().idle == 2
+        assert len(manager.calls("is_valid")) == 2
+        books(pool)
+
+
+@virtual
+@pytest.mark.parametrize("verb", ["is_valid", "reset"])
+async def test_a_test_or_reset_that_is_always_slow_is_no_reason_to_connect(verb: str) -> None:
+    """What is usual is learned from the last good one: three times that long is waited for."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=2, alive_bypass=0) as pool:
+        for usual in (0.09, 0.2, 0.5, 1.2):
+            manager.script(**{verb: Delay(usual)})
+            for _ in range(3):
+                await hold(pool)
+            await asyncio.sleep(5)
+        assert len(manager.connections) == 1
+        manager.script(**{verb: Delay(4)})
+        for _ in range(2):
+            await hold(pool)
+        assert len(manager.connections) == 2
+        await asyncio.sleep(10)
+        books(pool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pool_core import Pool, PoolTimeout, QueueStrategy
@@ -140,3 +141,37 @@ async def test_hold_times_are_accurate_to_one_beat() -> None:
         async with pool.get():
             await asyncio.sleep(3)
             assert abs(pool.holders()[0].held - 3) <= 0.0625
+
+
+@virtual
+@pytest.mark.parametrize("without", [[], ["reset"]])
+async def test_a_warm_get_and_return_go_through_nothing_but_the_lease(
+    without: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The price of the long way is paid only by those who need it."""
+    async with Pool(ScriptedManager(without=without), max_size=2) as pool:
+        await hold(pool)
+
+        def long_way(*_: object, **__: object) -> None:
+            raise AssertionError("the long way was taken")
+
+        for method in ("acquire", "give_back", "after"):
+            monkeypatch.setattr(pool._tasks, method, long_way)
+        for _ in range(3):
+            async with pool.get() as conn:
+                assert conn.state == "open"
+        monkeypatch.undo()
+        books(pool)
+
+
+@virtual
+async def test_the_warm_path_counts_uses_and_hold_times() -> None:
+    """As the long way does."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        await hold(pool)
+        await asyncio.sleep(0.3)
+        async with pool.get():
+            await asyncio.sleep(0.2)
+            assert pool.holders()[0].held == pytest.approx(0.2, abs=0.07)
+        assert pool.state().statistics.gets_started == 2
+        books(pool)

@@ -262,7 +262,6 @@ class PoolState(Generic[C]):
         self._swept_at = -inf
         self.next_expiry = inf
         self.last_error = None
-        self.tick = now
         self.parked = True
         self._serve(now)
 
@@ -288,27 +287,23 @@ class PoolState(Generic[C]):
             self._close(slot, CloseReason.POOL_CLOSED, terminate=True)
         self._settle(now)
 
-    def terminate_all(self, now: float) -> None:
+    def terminate_all(self) -> None:
         """End the waiting for lent connections and resets: terminate them."""
         for slot in list(self.slots):
             if slot in self.resetting:
                 self._end_reset(slot)
             self._close(slot, CloseReason.POOL_CLOSED, terminate=True)
-        self._settle(now)
 
     def bury(self) -> None:
         """The loop is dead, and the waiters and connects with it: only connections are left, to be terminated."""
         for waiter in self.waiters:
-            waiter.queued = False
-            self._orphan(waiter)
-        self.waiters.clear()
-        self.live = self._tries = 0
+            waiter.queued = False  # so that nobody tells them
         self.gets_cancelled += self.waiting
         self.waiting = 0
         self.close(self.tick)
         for approval in list(self.approvals):
             self._redeem(approval)
-        self.terminate_all(self.tick)
+        self.terminate_all()
 
     # -- getting
 
@@ -318,7 +313,6 @@ class PoolState(Generic[C]):
             slot = self.pop()
             if not self.is_broken(slot.conn):
                 self._top_up(now)
-                self._settle(now)
                 return slot
             self.found_broken(slot, now)
         return None
@@ -340,12 +334,12 @@ class PoolState(Generic[C]):
         else:
             self._pass_on()
             self._serve(now)
-        if self.config.max_waiting is not None and waiter.queued and waiter.approval is None and waiter.test is None:
+        if self.config.max_waiting is not None:
+            # The newest is helped last: it has help of its own only where nobody before it is without.
             helped = sum(a.waiter is not None for a in self.approvals)
             helped += sum(s.tested_for is not None and s.tested_for.approval is None for s in self.validating)
             if self.live - helped > self.config.max_waiting:
                 self._drop(waiter)
-                self._settle(now)
                 return False
         return True
 
@@ -357,11 +351,9 @@ class PoolState(Generic[C]):
         self._serve(now)
 
     def refuse(self, waiter: Waiter[C], error: BaseException) -> None:
-        """End one waiter's waiting with an error."""
+        """End with an error the waiting of one for whom nothing is under way."""
         self._drop(waiter)
-        self._orphan(waiter)
         waiter.fail(error)
-        self._settle(self.tick)
 
     def put_back(self, slot: Slot[C], now: float) -> None:
         """Take back a connection that its get, cancelled in the same tick, never used: it goes to the next waiter."""
@@ -405,7 +397,7 @@ class PoolState(Generic[C]):
     def blocked_holders(self) -> int:
         """Count the lent connections whose holder itself waits for another one."""
         tasks = {waiter.task for waiter in self.waiters if waiter.queued}
-        return sum(slot.holder in tasks for slot in self.slots if slot.holder is not None)
+        return sum(slot.holder in tasks for slot in self.slots)
 
     # -- opening
 
@@ -527,18 +519,16 @@ class PoolState(Generic[C]):
     def restock(self, slot: Slot[C], now: float) -> None:
         """A clean connection is back: it goes to the waiter at the head, or idle."""
         self._stock(slot, now)
-        if self.stale or self.min_idle:
+        if self.stale:
             self._serve(now)  # it may have to be tested first
         elif not self.live:
             self._settle(now)
 
     def detach(self, slot: Slot[C], now: float) -> None:
         """A lent connection leaves the pool for good, open."""
-        slot.holder = None
         self.slots.discard(slot)
         self.closed[CloseReason.DETACHED] += 1
         self._uses_gone += slot.uses
-        slot.mark = CloseReason.DETACHED
         self._serve(now)
 
     def reclaim(self, slot: Slot[C], now: float) -> None:
@@ -555,7 +545,7 @@ class PoolState(Generic[C]):
 
     def wake(self, now: float) -> None:
         """The warm path's clock starts again."""
-        self.tick = self._beaten = now
+        self._beaten = now
         self.parked = False
         self._settle(now)
 
@@ -729,7 +719,7 @@ class PoolState(Generic[C]):
 
     def _serve(self, now: float) -> None:
         """Start what would help those who wait (nothing fresh is idle then), and see to min_idle."""
-        if self.live and self.is_open:
+        if self.live:
             self._help(now)
         if self.min_idle:
             self._top_up(now)
@@ -759,7 +749,7 @@ class PoolState(Generic[C]):
             head.offer(None)
 
     def _top_up(self, now: float) -> None:
-        if self._paused or not self.is_open:
+        if self._paused:
             return
         lack = self.min_idle - len(self.fresh) - len(self.stale) - self._coming()
         while lack > 0 and self._may_connect(now):

@@ -453,7 +453,7 @@ class PoolTasks(Generic[C]):
         if self.life != "closing" or self._final:
             return
         self._final = True
-        self.state.terminate_all(self._now())
+        self.state.terminate_all()
         self.after()
         for call in list(self._calls.values()):
             call.end()
