@@ -774,3 +774,60 @@ async def test_waiting_for_a_back_off_that_does_not_matter_any_more_keeps_nobody
         await asyncio.gather(waiter, second)  # a clock that is busy would never move on
         assert loop.time() - start == 5
         books(pool)
+
+
+@virtual
+async def test_a_get_takes_over_a_test_also_behind_one_that_was_cancelled() -> None:
+    """The dead one still stands in the queue between the living."""
+    manager = ScriptedManager(is_valid=Delay(1))
+    async with Pool(manager, max_size=2) as pool:
+        await asyncio.gather(hold(pool, 0.1), hold(pool, 0.1))
+        await asyncio.sleep(5)
+        first, second = (asyncio.create_task(hold(pool)) for _ in range(2))
+        await turns()
+        second.cancel()
+        await turns()
+        with pytest.raises(PoolTimeout) as caught:
+            await pool.get(timeout=0.05)
+        assert caught.value.phase == "validate"
+        await first
+        books(pool)
+
+
+@virtual
+async def test_a_try_get_never_connects_however_slow_its_test_is() -> None:
+    """Not even where a get would."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=5) as pool:
+        await hold(pool)
+        await asyncio.sleep(5)
+        manager.script(is_valid=Delay(3))
+        lease = await pool.try_get()
+        assert lease is not None
+        lease.release()
+        assert len(manager.calls("connect")) == 1
+        books(pool)
+
+
+@virtual
+async def test_what_is_on_its_way_counts_towards_min_idle_unless_somebody_waits_for_it() -> None:
+    """A connection that is wiped will be idle soon; one that is opened for a get will not."""
+    manager = ScriptedManager(connect=Delay(1))
+    async with Pool(manager, max_size=4, min_idle=1) as pool:
+        lease = await pool.get()
+        await asyncio.sleep(2)
+        assert (pool.state().idle, pool.state().in_use) == (1, 1)
+        manager.script(reset=Delay(0.05))
+        lease.release()
+        lease = await pool.get()
+        assert (pool.state().resetting, pool.state().opening) == (1, 0)
+        await asyncio.sleep(1)
+        assert len(manager.connections) == 2
+        lease.release()
+        await asyncio.sleep(1)
+        pool.evict()
+        get = asyncio.create_task(hold(pool))
+        await turns()
+        assert pool.state().opening == 2
+        await get
+        books(pool)

@@ -767,7 +767,6 @@ class PoolState(Generic[C]):
         del self.approvals[approval]
         if approval.waiter is not None:
             approval.waiter.approval = None
-            approval.waiter = None
 
     def _pass_on(self) -> None:
         """Give connects and tests whose waiter was served otherwise to the first waiters without one."""
