@@ -49,6 +49,24 @@ async def test_a_reset_that_has_nothing_to_do_costs_no_task() -> None:
 
 
 @virtual
+async def test_a_reset_may_give_anything_that_can_be_awaited() -> None:
+    """A future, say: it need not be a coroutine."""
+
+    class Manager(ScriptedManager):
+        def reset(self, conn: object) -> asyncio.Future[None]:  # type: ignore[override]
+            future = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_later(1, future.set_result, None)
+            return future
+
+    async with Pool(Manager(), max_size=1) as pool:
+        await hold(pool)
+        assert pool.state().resetting == 1
+        await asyncio.sleep(2)
+        assert pool.state().idle == 1
+        books(pool)
+
+
+@virtual
 async def test_a_manager_without_reset_gets_its_connection_straight_back() -> None:
     """The verb is optional."""
     async with Pool(ScriptedManager(without=["reset"]), max_size=1) as pool:
