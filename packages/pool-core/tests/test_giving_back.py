@@ -53,7 +53,7 @@ async def test_a_reset_may_give_anything_that_can_be_awaited() -> None:
     """A future, say: it need not be a coroutine."""
 
     class Manager(ScriptedManager):
-        def reset(self, conn: object) -> asyncio.Future[None]:  # type: ignore[override]
+        def reset(self, conn: object) -> asyncio.Future[None]:
             future = asyncio.get_running_loop().create_future()
             asyncio.get_running_loop().call_later(1, future.set_result, None)
             return future
