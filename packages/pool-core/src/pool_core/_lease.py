@@ -201,6 +201,10 @@ class _AwaitedConnection(PooledConnection[C]):
 
     __slots__ = ()
 
+    async def __aexit__(self, *exc: Any) -> None:
+        self._slot.loose = False  # the way back does not, where it is warm
+        await super().__aexit__(*exc)
+
     def __del__(self) -> None:
         # May run in any thread, and at the end of the interpreter.
         slot = self._slot

@@ -477,6 +477,7 @@ class PoolState(Generic[C]):
     def give_back(self, slot: Slot[C], now: float, *, raised: bool = False, discard: bool = False) -> bool:
         """End a lease. True: the connection stays; wipe it and call ``restock``. False: it goes."""
         slot.holder = None
+        slot.loose = False
         if raised:
             slot.suspect = slot.raised = True
         if self.is_broken(slot.conn):
