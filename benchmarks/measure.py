@@ -14,6 +14,7 @@ import statistics
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from time import thread_time
 from typing import TYPE_CHECKING, Any
 
 from . import workloads
@@ -168,13 +169,12 @@ async def grow(
 
     Args:
         connections: how large a pool the size wants.
-        patience: seconds; a size that is likely to take longer, by what the size before took, is left out and noted.
+        patience: seconds of CPU; a size that is likely to take longer, by what the size before took, is left out and noted.
     """
     result = Result(workload, one.name)
-    loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
         pools: dict[int, Opened] = {}
-        costs: list[float] = []  # seconds, divided by size, of the trials so far
+        costs: list[float] = []  # seconds of CPU, divided by size, of the trials so far
         for size in sizes:
             progress(f"{workload}: {one.name} at {size:,}")
             # What has grown from one size to the next will do so again.
@@ -184,7 +184,7 @@ async def grow(
                 break
             try:
                 pool = await stack.enter_async_context(bounded(one.open(connections(size))))
-                began = loop.time()
+                began = thread_time()
                 await asyncio.wait_for(workloads.fill(pool.get, connections(size)), PATIENCE)
                 await asyncio.wait_for(once(pool, size), PATIENCE)
             except Exception as error:  # noqa: BLE001 (as above)
@@ -192,7 +192,7 @@ async def grow(
                 break
             pools[size] = pool
             if size >= 1000:  # a smaller one's time is that of other things
-                costs.append((loop.time() - began) / size)
+                costs.append((thread_time() - began) / size)
         with quiet_collector():
             for number in range(rounds if pools else 0):
                 progress(f"{workload}: {one.name}, round {number + 1} of {rounds}")
