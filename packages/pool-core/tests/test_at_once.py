@@ -470,3 +470,27 @@ async def test_the_pools_loop_in_another_thread_is_still_another_loop() -> None:
         other.join()  # this task is the loop's current one meanwhile
         assert answers == ["refused", "refused"]
         books(pool)
+
+
+@virtual
+async def test_a_connection_that_was_once_lent_by_await_has_a_known_holder_when_it_is_lent_by_a_block() -> None:
+    """However it came back, and whether its way back was warm."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        for back in ("release", "block"):
+            lease = await pool.get()
+            if back == "release":
+                lease.release()
+            else:
+                async with lease:
+                    pass
+            loop = asyncio.get_running_loop()
+            start = loop.time()
+            with pytest.raises(PoolDeadlock):
+                await nested(pool)
+            assert loop.time() - start < 1
+        await hold(pool)
+        async with await pool.get():  # a warm one by await, which anybody may release
+            with pytest.raises(PoolTimeout) as caught:
+                await pool.get()
+            assert not isinstance(caught.value, PoolDeadlock)
+        books(pool)

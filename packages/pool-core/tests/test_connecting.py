@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 import pytest
 from pool_core import ConnectError, Pool, PoolTimeout
-from pool_core.testing import NEVER, OK, Delay, FakeConnection, ScriptedManager, SwallowCancel
+from pool_core.testing import NEVER, OK, Delay, FakeConnection, Gate, Outcome, ScriptedManager, SwallowCancel
 
 from .helpers import books, closed, hold, turns, virtual
 
@@ -348,4 +349,89 @@ async def test_the_back_off_doubles_from_a_fifth_of_a_second_to_two(monkeypatch:
         times = [call.time for call in manager.calls("connect")]
         pauses = [round(after - before, 6) for before, after in zip(times, times[1:], strict=False)]
         assert pauses == [0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
+        books(pool)
+
+
+@virtual
+async def test_an_abandoned_connect_that_fails_in_the_end_brings_forth_nothing() -> None:
+    """There is nothing to get rid of."""
+    errors: list[BaseException] = []
+    manager = ScriptedManager(connect=[SwallowCancel(3, Delay(5, OSError("late"))), OK])
+    async with Pool(manager, max_size=1, create_timeout=1, error_sink=errors.append) as pool:
+        await hold(pool)
+        await asyncio.sleep(10)
+        assert [type(error) for error in errors] == [TimeoutError]
+        assert manager.calls("terminate") == []
+        assert pool.state().statistics.hook_errors == 0
+        books(pool)
+
+
+@virtual
+async def test_an_outage_that_a_pool_was_closed_in_is_not_told_of_in_its_next_life(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And the first failure of the next one is."""
+    caplog.set_level(logging.INFO, "pool_core")
+    manager = ScriptedManager(connect=OSError("down"))
+    pool = Pool(manager, name="orders")
+    for _ in range(2):
+        async with pool:
+            with pytest.raises(PoolTimeout):
+                await pool.get(timeout=5)
+    manager.script(connect=OK)
+    async with pool:
+        await hold(pool)
+    assert [record.getMessage() for record in caplog.records] == ["pool 'orders': connecting failed: OSError: down"] * 2
+
+
+class Stubborn(ScriptedManager):
+    """Its calls end when the connection is terminated, and by nothing else, as those of a driver in a thread do."""
+
+    def stuck(self, _: object) -> Outcome:
+        """For a script."""
+        self.gate = Gate()
+        return SwallowedUntil(self.gate)
+
+    def terminate(self, conn: FakeConnection, /) -> None:
+        """Drop it, and let whatever is stuck go on."""
+        conn.state = "terminated"
+        self.gate.open(ConnectionResetError("terminated"))
+
+
+class SwallowedUntil(Outcome):
+    """Loses every cancel until the gate opens."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+
+    async def wait(self) -> None:
+        """Wait, whatever is said."""
+        waiting = asyncio.ensure_future(self.gate.wait())
+        while not waiting.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(waiting)
+
+    @property
+    def then(self) -> object:
+        """As the gate says."""
+        return self.gate.then
+
+
+@virtual
+@pytest.mark.parametrize("verb", ["is_valid", "reset", "close"])
+async def test_a_call_that_only_terminate_can_end_is_ended_by_it_and_not_abandoned(verb: str) -> None:
+    """After its time-out and two cancels."""
+    manager = Stubborn()
+    async with Pool(
+        manager, max_size=1, alive_bypass=0, validation_timeout=1, reset_timeout=1, close_timeout=1, error_sink=quiet
+    ) as pool:
+        await hold(pool)
+        manager.script(**{verb: [manager.stuck(None)]})
+        if verb == "close":
+            pool.evict()
+        await hold(pool)
+        await asyncio.sleep(3)
+        assert manager.connections[0].state == "terminated"
+        assert pool.state().statistics.connections_abandoned == 0
+        assert asyncio.all_tasks() == {asyncio.current_task()}
         books(pool)

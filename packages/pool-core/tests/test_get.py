@@ -831,3 +831,41 @@ async def test_what_is_on_its_way_counts_towards_min_idle_unless_somebody_waits_
         assert pool.state().opening == 2
         await get
         books(pool)
+
+
+@virtual
+async def test_a_warm_get_that_may_not_wait_closes_the_dead_connection_that_it_found() -> None:
+    """At once, not when somebody else comes by."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=2) as pool:
+        async with pool.get() as conn:
+            pass
+        conn.broken = True
+        with pytest.raises(PoolTimeout):
+            async with pool.get(timeout=0):
+                pass
+        await turns()
+        assert conn.state == "closed"
+        closed(pool, broken=1)
+        books(pool)
+
+
+@virtual
+async def test_a_second_release_does_nothing_wherever_it_is_called() -> None:
+    """``finally: lease.release()`` may run in a thread, or when no loop runs any more."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        lease = await pool.get()
+        lease.release()
+        errors: list[BaseException] = []
+
+        def elsewhere() -> None:
+            try:
+                lease.release()
+                lease.discard()
+            except BaseException as error:
+                errors.append(error)
+
+        await asyncio.to_thread(elsewhere)
+        assert errors == []
+        assert pool.state().idle == 1
+        books(pool)

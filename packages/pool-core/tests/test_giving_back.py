@@ -589,3 +589,13 @@ async def test_min_idle_is_brought_up_beside_slow_goodbyes() -> None:
             assert pool.state().idle == 2, how
             lease.release()
             books(pool)
+
+
+@virtual
+async def test_stacks_are_kept_in_debug_mode() -> None:
+    """Whoever debugs wants to know where."""
+    asyncio.get_running_loop().set_debug(True)
+    async with Pool(ScriptedManager()) as pool:
+        for _ in range(2):  # the warm path leaves none
+            async with pool.get():
+                assert "test_giving_back.py" in str(pool.holders()[0].stack)

@@ -5,12 +5,24 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import warnings
 import weakref
+from collections.abc import Coroutine
 from contextvars import ContextVar
 
 import pytest
-from pool_core import ConnectError, Pool, PoolClosed, PoolDeadlock, PoolTimeout, WrongEventLoop
-from pool_core.testing import NEVER, OK, Delay, FakeConnection, ScriptedCustomizer, ScriptedManager, SwallowCancel, run
+from pool_core import CloseReason, ConnectError, ForkedPool, Pool, PoolClosed, PoolDeadlock, PoolTimeout, WrongEventLoop
+from pool_core.testing import (
+    NEVER,
+    OK,
+    Delay,
+    FakeConnection,
+    ScriptedCustomizer,
+    ScriptedManager,
+    SwallowCancel,
+    VirtualTimeLoop,
+    run,
+)
 
 from .helpers import books, closed, hold, turns, virtual
 
@@ -39,6 +51,8 @@ async def test_open_without_waiting_connects_in_the_background() -> None:
     """bb8's build_unchecked."""
     pool = Pool(ScriptedManager(connect=Delay(1)), min_idle=2)
     await pool.open(wait=False)
+    assert pool.state().opening == 2
+    await pool.open()  # it is open, and there is nothing to wait for
     assert pool.state().opening == 2
     await asyncio.sleep(2)
     assert pool.state().idle == 2
@@ -151,7 +165,7 @@ async def test_opening_twice_joins_the_first() -> None:
 @virtual
 async def test_the_joiner_of_a_failed_open_gets_the_same_error() -> None:
     """It asked for the same thing."""
-    pool = Pool(ScriptedManager(connect=Delay(1, OSError("down")), is_transient=False), min_idle=1)
+    pool = Pool(ScriptedManager(connect=lambda _: Delay(1, OSError("down")), is_transient=False), min_idle=1)
     first, second = await asyncio.gather(pool.open(), pool.open(), return_exceptions=True)
     assert isinstance(first, OSError)
     assert first is second
@@ -686,37 +700,94 @@ async def test_a_pool_that_was_closed_in_an_outage_begins_afresh() -> None:
         books(pool)
 
 
-def test_a_pool_that_is_opened_again_does_everything_again_also_under_an_earlier_clock() -> None:
-    """Idle ones are tested, dead ones cast doubt, the reaper looks, a deadlock is found."""
-    manager = ScriptedManager()
-    pool = Pool(manager, max_size=3, min_idle=1, max_lifetime=None)
+@pytest.mark.parametrize(
+    "end", ["close", "close at once", "dead loop", "dead loop while opening", "dead loop while closing"]
+)
+def test_a_pool_that_is_opened_again_does_everything_again_also_under_an_earlier_clock(end: str) -> None:
+    """Idle ones are tested and expire, dead ones cast doubt, the reaper looks, a deadlock is found, close has its time."""
+    manager = ScriptedManager(without=["reset"])
+    pool = Pool(manager, max_size=3, min_idle=1, max_lifetime=5000, lifetime_jitter=0, error_sink=lambda _: None)
+    loop = asyncio.get_running_loop
 
-    async def life() -> None:
-        manager.script(is_valid=OK)
-        async with pool:
-            await asyncio.gather(*(hold(pool, 1) for _ in range(3)))
-            tests = len(manager.calls("is_valid"))
-            await asyncio.sleep(5)
-            await hold(pool)
-            assert len(manager.calls("is_valid")) == tests + 1
-            await asyncio.gather(*(hold(pool, 0.1) for _ in range(3)))
-            lease = await pool.get()
-            tests = len(manager.calls("is_valid"))
-            lease.conn.broken = True
-            lease.release()
-            await asyncio.gather(*(hold(pool, 0.1) for _ in range(2)))
-            assert len(manager.calls("is_valid")) == tests + 2
-            await asyncio.sleep(1000)
-            assert pool.state().idle == 1
+    async def live() -> None:
+        manager.script(connect=OK, close=OK)
+        await pool.open()
+        await asyncio.gather(*(hold(pool, 1) for _ in range(3)))
+        tests = len(manager.calls("is_valid"))
+        await asyncio.sleep(5)
+        await hold(pool)
+        assert len(manager.calls("is_valid")) == tests + 1
+        await asyncio.gather(*(hold(pool, 0.1) for _ in range(3)))
+        lease = await pool.get()
+        tests = len(manager.calls("is_valid"))
+        lease.conn.broken = True
+        lease.release()
+        await asyncio.gather(*(hold(pool, 0.1) for _ in range(2)))
+        assert len(manager.calls("is_valid")) == tests + 2
+        await asyncio.sleep(1000)
+        assert pool.state().idle == 1
+        before = pool.state().statistics.connections_closed[CloseReason.LIFETIME]
+        await asyncio.sleep(5000)
+        assert pool.state().statistics.connections_closed[CloseReason.LIFETIME] == before + 1
+        async with pool.get(), pool.get(), pool.get():
+            start = loop().time()
+            with pytest.raises(PoolDeadlock):
+                await pool.get()
+            assert loop().time() - start < 1
+            start = loop().time()
+            with pytest.raises(PoolTimeout):
+                await asyncio.create_task(hold(pool))
+            assert loop().time() - start == 30
+        books(pool)
+        await die()
+
+    async def die() -> None:
+        if end == "close":
             async with pool.get(), pool.get(), pool.get():
-                start = asyncio.get_running_loop().time()
-                with pytest.raises(PoolDeadlock):
-                    await pool.get()
-                assert asyncio.get_running_loop().time() - start < 1
-            books(pool)
+                waiter = asyncio.create_task(hold(pool))
+                await asyncio.sleep(0)  # a look for a deadlock is due
+                start = loop().time()
+                await pool.close(3)
+                assert loop().time() - start == 3
+            with pytest.raises(PoolClosed):
+                await waiter
+        elif end == "close at once":
+            manager.script(close=NEVER)
+            async with pool.get(), pool.get(), pool.get():
+                get = asyncio.create_task(hold(pool, timeout=60))
+                await asyncio.sleep(1)
+                start = loop().time()
+                await pool.close(0)
+                assert loop().time() - start < 1
+            with pytest.raises(PoolClosed):
+                await get
+        elif end == "dead loop while opening":
+            await pool.close()
+            manager.script(connect=NEVER)
+            for _ in range(2):
+                asyncio.ensure_future(pool.open())  # noqa: RUF006
+            await turns()
+        elif end == "dead loop while closing":
+            leases.append(await pool.get())
+            for _ in range(2):
+                asyncio.ensure_future(pool.close())  # noqa: RUF006
+            await turns()
 
+    leases: list[object] = []
     for start in (50_000.0, 0.0, 60_000.0):
-        run(life, start=start)
+        run_until_it_is_dead(live(), start)
+    run(pool.close)
+    leases.clear()
+    books(pool)
+
+
+def run_until_it_is_dead(main: Coroutine[None, None, None], start: float) -> None:
+    """As a program that ends without a last word: nothing is cancelled."""
+    loop = VirtualTimeLoop(start=start)
+    loop.run_until_complete(main)
+    for task in asyncio.all_tasks(loop):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()
 
 
 @virtual
@@ -733,3 +804,115 @@ async def test_the_block_that_ends_after_close_began_closes_its_connection() -> 
     assert conn.state == "closed"
     assert asyncio.get_running_loop().time() == 1
     await closing
+
+
+@virtual
+async def test_closes_that_are_cancelled_again_and_again_do_not_put_off_the_end() -> None:
+    """Out of time is out of time, however often it is said."""
+    loop = asyncio.get_running_loop()
+    pool = Pool(ScriptedManager(without=["terminate"], close=SwallowCancel(9, seconds=5)), min_idle=1)
+    await pool.open()
+    start = loop.time()
+    for _ in range(4):
+        closing = asyncio.create_task(pool.close(0))
+        await asyncio.sleep(0.1)
+        closing.cancel()
+    await pool.close(0)
+    assert loop.time() - start < 1
+    await asyncio.sleep(6)
+
+
+@virtual
+@pytest.mark.parametrize("verb", ["connect", "is_valid", "reset", "close"])
+async def test_what_ends_when_it_is_cancelled_is_not_abandoned_by_a_close_that_runs_out_of_time(verb: str) -> None:
+    """Abandoned is what neither a cancel nor terminate can end."""
+    manager = ScriptedManager()
+    pool = Pool(manager, max_size=2)
+    await pool.open()
+    await hold(pool)
+    await asyncio.sleep(5)
+    manager.script(**{verb: NEVER})
+    if verb == "close":
+        pool.evict()
+    elif verb == "reset":
+        await hold(pool)
+    gets = [asyncio.create_task(hold(pool)) for _ in range(2)]
+    await asyncio.sleep(1)
+    await pool.close(0.2)
+    await asyncio.gather(*gets, return_exceptions=True)
+    assert pool.state().statistics.connections_abandoned == 0
+    manager.check(open=0)
+    books(pool)
+
+
+@virtual
+async def test_all_joiners_of_a_cancelled_open_share_one_opening() -> None:
+    """The first of them opens, the others join it."""
+    manager = ScriptedManager(connect=Delay(2))
+    pool = Pool(manager, min_idle=1)
+    tasks = [asyncio.create_task(pool.open()) for _ in range(4)]
+    await asyncio.sleep(1)
+    tasks[0].cancel()
+    await asyncio.gather(*tasks[1:])
+    assert len(manager.calls("connect")) == 2
+    assert pool.state().idle == 1
+    await pool.close()
+    manager.check(open=0)
+
+
+def test_a_pool_whose_loop_goes_on_in_another_thread_goes_on_with_it() -> None:
+    """A loop belongs to one thread at a time; the pool belongs to the loop."""
+    loop = VirtualTimeLoop()
+    pool = Pool(ScriptedManager(), max_size=1)
+
+    async def uses() -> None:
+        await asyncio.gather(*(hold(pool, 1) for _ in range(3)))
+        with pytest.raises(KeyError):
+            async with pool.get():
+                raise KeyError
+        await hold(pool)
+        books(pool)
+
+    loop.run_until_complete(pool.open())
+    loop.run_until_complete(uses())
+    other = threading.Thread(target=loop.run_until_complete, args=[uses()])
+    other.start()
+    other.join()
+    assert pool.state().statistics.gets_started == 10
+    loop.run_until_complete(pool.close())
+    loop.close()
+
+
+def test_a_pool_dropped_in_another_thread_after_its_loop_terminates_all() -> None:
+    """There is no loop any more that could be asked to do it."""
+    manager = ScriptedManager()
+    pools = [Pool(manager, min_idle=1)]
+    run(pools[0].open, strict=False)
+    warned: list[Warning | str] = []
+
+    def drops() -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pools.clear()
+            gc.collect()
+        warned.extend(warning.message for warning in caught)
+
+    other = threading.Thread(target=drops)
+    other.start()
+    other.join()
+    assert any("dropped while open" in str(message) for message in warned)
+    assert [conn.state for conn in manager.connections] == ["terminated"]
+
+
+def test_a_forked_pool_of_a_dead_loop_is_not_buried_by_the_child() -> None:
+    """Terminating would write to the sockets of the parent."""
+    manager = ScriptedManager()
+    pool = Pool(manager, min_idle=1)
+    run(pool.open, strict=False)
+    pool._tasks.mark_forked()
+    for use in (pool.open, pool.close):
+        with pytest.raises(ForkedPool):
+            run(use)
+    assert manager.calls("terminate") == []
+    pool._tasks.forked = False
+    run(pool.close)

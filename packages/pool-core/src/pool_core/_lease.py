@@ -201,7 +201,7 @@ class _AwaitedConnection(PooledConnection[C]):
 
     __slots__ = ()
 
-    async def __aexit__(self, *exc: Any) -> None:
+    async def __aexit__(self, *exc: Any) -> None:  # noqa: PYI036 - the base class says what they are
         self._slot.loose = False  # the way back does not, where it is warm
         await super().__aexit__(*exc)
 

@@ -185,16 +185,13 @@ class GetWaiter(Waiter[C]):
         self.future.set_result(slot)
         return True
 
-    def offer_picture(self, picture: _Picture) -> bool:
-        """End at the deadline, unless something else came first."""
-        if self.future.done():
-            return False
-        self.future.set_result(picture)
-        return True
-
     def fail(self, error: BaseException | None) -> None:
+        self.end(_Failure(error))
+
+    def end(self, answer: _Failure | _Picture) -> None:
+        """Answer with something else than a connection, unless something else came first."""
         if not self.future.done():
-            self.future.set_result(_Failure(error))
+            self.future.set_result(answer)
 
 
 class _Failure:
@@ -284,7 +281,7 @@ class PoolTasks(Generic[C]):
         if self.life in ("new", "closed"):
             return
         running = asyncio._get_running_loop()  # None outside of any, where the public function raises
-        if running is not self.loop or get_ident() != self.thread:
+        if running is not self.loop:
             where = "outside of any event loop" if running is None else f"from {running!r}"
             msg = f"{self.label} belongs to {self.loop!r} and was used {where}: make one pool for each event loop"
             raise WrongEventLoop(msg)
@@ -317,7 +314,7 @@ class PoolTasks(Generic[C]):
         while True:
             self.check_fork()
             loop = asyncio.get_running_loop()
-            if self.life not in ("new", "closed") and self.loop is not loop and self.loop.is_closed():
+            if self.life not in ("new", "closed") and self.loop.is_closed():
                 self.bury()
             self.check_loop()
             if self.life == "open":
@@ -330,17 +327,13 @@ class PoolTasks(Generic[C]):
             if self.life == "opening":
                 joined: asyncio.Future[BaseException | None] = loop.create_future()
                 self._openers.append(joined)
-                try:
-                    error = await joined
-                finally:
-                    if joined in self._openers:
-                        self._openers.remove(joined)
+                error = await joined
                 if isinstance(error, asyncio.CancelledError):
                     continue
                 if error is not None:
                     raise error
                 return
-            await self._open(loop, wait=wait and self.config.min_idle > 0)
+            await self._open(loop, wait=wait)
             return
 
     async def _open(self, loop: asyncio.AbstractEventLoop, *, wait: bool) -> None:
@@ -419,10 +412,6 @@ class PoolTasks(Generic[C]):
                 self._close_timer.cancel()
             self._close_at = deadline
             self._close_timer = loop.call_at(deadline, self.finish_close, context=self._context)
-        if timeout == 0:
-            self.finish_close()
-            if self._is_closed():
-                return
         closer: asyncio.Future[None] = loop.create_future()
         self._closers.append(closer)
         try:
@@ -465,7 +454,6 @@ class PoolTasks(Generic[C]):
     def _abandon_all(self) -> None:
         for call in list(self._calls.values()):
             call.abandon()
-        self._is_closed()
 
     def _is_closed(self) -> bool:
         """Tell whether the closing is over, and end it if nothing is left."""
@@ -661,9 +649,9 @@ class PoolTasks(Generic[C]):
         return refusal
 
     def _expire(self, waiter: GetWaiter[C]) -> None:
-        if waiter.offer_picture(self._picture(waiter)):
-            self.state.give_up(waiter, self.loop.time())
-            self.after()
+        waiter.end(self._picture(waiter))
+        self.state.give_up(waiter, self.loop.time())
+        self.after()
 
     def _expire_queue(self) -> None:
         now = max(self.loop.time(), self._queue_at)
@@ -681,7 +669,7 @@ class PoolTasks(Generic[C]):
             phase = self.state.phase(waiter)
             if phase not in pictures:
                 pictures[phase] = self._picture(waiter)
-            waiter.offer_picture(pictures[phase])
+            waiter.end(pictures[phase])
         now = self.loop.time()
         for waiter in late:
             self.state.give_up(waiter, now)
