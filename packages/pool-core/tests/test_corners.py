@@ -528,6 +528,7 @@ async def test_a_lease_lost_in_the_tick_of_the_close_is_no_leak() -> None:
     slot = lease._slot
     await pool.close(0)
     pool._tasks.reclaim(slot)
+    pool._state.put_back(slot, 0.0)
     lease.release()
     closed(pool, pool_closed=1)
 
