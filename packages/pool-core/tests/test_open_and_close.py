@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections.abc import Coroutine
 from contextvars import ContextVar
+from typing import Any
 
 import pytest
 from pool_core import CloseReason, ConnectError, ForkedPool, Pool, PoolClosed, PoolDeadlock, PoolTimeout, WrongEventLoop
@@ -916,3 +917,54 @@ def test_a_forked_pool_of_a_dead_loop_is_not_buried_by_the_child() -> None:
     assert manager.calls("terminate") == []
     pool._tasks.forked = False
     run(pool.close)
+
+
+@pytest.mark.parametrize("what", ["open", "close", "get", "try_get", "dedicated_connection"])
+def test_what_died_with_its_loop_does_not_touch_the_pools_next_life_when_it_is_thrown_away(what: str) -> None:
+    """Its coroutine is garbage, and its ``except`` and ``finally`` run whenever that is collected."""
+    manager = ScriptedManager()
+    pool = Pool(manager, max_size=1, min_idle=1)
+    left: list[Any] = []
+
+    async def dies() -> None:
+        if what == "open":
+            manager.script(connect=NEVER)
+            coro: Any = pool.open()
+        else:
+            await pool.open()
+            if what == "try_get":
+                await asyncio.sleep(5)
+                manager.script(is_valid=NEVER)
+                coro = pool.try_get()
+            elif what == "dedicated_connection":
+                manager.script(connect=NEVER)
+                coro = pool.dedicated_connection().__aenter__()
+            else:
+                left.append(await pool.get())
+                coro = pool.close() if what == "close" else pool.get().__aenter__()
+        left.append(coro)
+        coro.send(None)
+        await turns()
+
+    async def lives() -> None:
+        manager.script(connect=OK, is_valid=OK)
+        await pool.open()
+        lease = await pool.get()
+        waiter = asyncio.create_task(hold(pool))
+        await asyncio.sleep(1)
+        if what != "close":
+            left[-1].close()
+        assert pool.state().waiting == pool.state().in_use == 1
+        lease.release()
+        await waiter
+        async with pool.get() as conn:
+            closing = asyncio.create_task(pool.close(10))
+            await asyncio.sleep(1)
+            left[-1].close()
+            await asyncio.sleep(1)
+            assert conn.state == "open"
+        await closing
+
+    run_until_it_is_dead(dies(), 0)
+    run(lives)
+    books(pool)

@@ -363,10 +363,11 @@ class PoolTasks(Generic[C]):
         try:
             error = await opened
         except BaseException as cancelled:
-            self._aborted = True
-            self._end_opening(cancelled)
-            self._begin_close()
-            self.finish_close()
+            if not loop.is_closed():  # else this is but garbage: the pool may live on another loop by now
+                self._aborted = True
+                self._end_opening(cancelled)
+                self._begin_close()
+                self.finish_close()
             raise
         finally:
             if timer is not None:
@@ -417,7 +418,8 @@ class PoolTasks(Generic[C]):
         try:
             await closer
         except BaseException:
-            self.finish_close()
+            if not loop.is_closed():
+                self.finish_close()
             raise
 
     def _begin_close(self) -> None:
@@ -1001,7 +1003,7 @@ class PoolTasks(Generic[C]):
         except BaseException:
             if opened.done() and not opened.cancelled() and opened.exception() is None:
                 self._dispose(opened.result())  # cancelled in the tick of its success
-            elif not call.task.done():
+            elif not (loop.is_closed() or call.task.done()):
                 call.end()
             raise
 
