@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pool_core import Pool, PoolClosed, PooledConnection, PoolError, PoolOverloaded, PoolTimeout
-from pool_core.testing import NEVER, OK, Delay, FakeConnection, ScriptedManager, Steps
+from pool_core import Pool, PoolClosed, PooledConnection, PoolError, PoolOverloaded, PoolTimeout, WrongEventLoop
+from pool_core.testing import NEVER, OK, Delay, FakeConnection, ScriptedManager, Steps, VirtualTimeLoop, run
 
 from .helpers import books, closed, hold, turns, virtual
 
@@ -869,3 +869,62 @@ async def test_a_second_release_does_nothing_wherever_it_is_called() -> None:
         assert errors == []
         assert pool.state().idle == 1
         books(pool)
+
+
+@virtual
+async def test_the_phase_of_a_time_out_tells_where_to_look() -> None:
+    """At the borrowers, at the server, or at the network."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=1, error_sink=lambda _: None) as pool:
+        lease = await pool.get()
+        with pytest.raises(PoolTimeout) as caught:
+            await pool.get(timeout=1)
+        assert caught.value.phase == "queue"
+        assert "phase queue" in str(caught.value)
+        assert caught.value.state.waiting == 1
+        lease.discard()
+        await turns()
+        manager.script(connect=OSError("down"))
+        with pytest.raises(PoolTimeout) as caught:
+            await pool.get(timeout=1)
+        assert caught.value.phase == "connect"  # a back-off is on
+        books(pool)
+
+
+@virtual
+async def test_a_connection_for_waiters_that_have_all_gone_in_this_tick_is_idle() -> None:
+    """Their futures are done before their tasks run."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        lease = await pool.get()
+        waiters = [asyncio.create_task(hold(pool)) for _ in range(3)]
+        await turns()
+        for waiter in waiters:
+            waiter.cancel()
+        lease.release()
+        assert (pool.state().idle, pool.state().in_use) == (1, 0)
+        await asyncio.gather(*waiters, return_exceptions=True)
+        assert pool.state().statistics.gets_cancelled == 3
+        async with pool.get(timeout=0):
+            pass
+        books(pool)
+
+
+def test_what_is_refused_for_a_mistake_of_the_program_counts_nowhere() -> None:
+    """Statistics are about the pool, not about its users' bugs."""
+    pool = Pool(ScriptedManager(), max_size=1)
+    loop = VirtualTimeLoop()
+    loop.run_until_complete(pool.open())
+
+    async def elsewhere() -> None:
+        with pytest.raises(WrongEventLoop):
+            await pool.get()
+        with pytest.raises(WrongEventLoop):
+            await pool.try_get()
+        with pytest.raises(ValueError, match="timeout"):
+            pool.get(timeout=-1)
+
+    run(elsewhere)
+    totals = pool.state().statistics
+    assert (totals.gets_started, totals.gets_failed) == (0, 0)
+    loop.run_until_complete(pool.close())
+    loop.close()

@@ -968,3 +968,14 @@ def test_what_died_with_its_loop_does_not_touch_the_pools_next_life_when_it_is_t
     run_until_it_is_dead(dies(), 0)
     run(lives)
     books(pool)
+
+
+@virtual
+async def test_opening_connects_no_more_than_max_connecting_at_a_time() -> None:
+    """A hundred programs that start together must not stampede the server."""
+    manager = ScriptedManager(connect=Delay(1))
+    async with Pool(manager, max_size=10, min_idle=8, max_connecting=3) as pool:
+        assert manager.peak["connect"] == 3
+        assert asyncio.get_running_loop().time() == 3
+        assert pool.state().idle == 8
+        books(pool)
