@@ -364,3 +364,24 @@ def test_the_driver_logs_no_more_than_before(db: Any, caplog: pytest.LogCaptureF
 
     asyncio.run(look())
     assert caplog.records == []
+
+
+def test_connections_that_switch_a_new_file_to_wal_at_once_all_open(tmp_path: Path) -> None:
+    """SQLite answers "database is locked" to one of two that switch, in about one of ten files, without waiting."""
+
+    async def main() -> None:
+        for number in range(60):
+            manager = SqliteConnectionManager(tmp_path / f"{number}.db", wal=True)
+            for conn in await asyncio.gather(*(manager.connect() for _ in range(4))):
+                await manager.close(conn)
+
+    asyncio.run(main())
+
+
+def test_the_switch_to_wal_gives_up_when_the_busy_timeout_is_over(db: Any) -> None:
+    with contextlib.closing(sqlite3.connect(db.path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        error = connect_error(db.manager(wal=True, busy_timeout=200))
+        assert "locked" in str(error)
+        assert 0.15 < time.monotonic() - began < 2

@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 import sys
+import time
 import uuid
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import parse_qsl, quote, unquote
@@ -120,7 +121,7 @@ class Settings:
         if (milliseconds := self.options.get("busy_timeout")) is not None:
             raw.execute(f"PRAGMA busy_timeout = {milliseconds}")
         if self.options.get("wal"):
-            (mode,) = raw.execute("PRAGMA journal_mode = WAL").fetchone()
+            mode = _switch_to_wal(raw)
             if mode != "wal":
                 msg = f"wal=True: the database stays in journal mode {mode!r}"
                 raise sqlite3.NotSupportedError(msg)
@@ -129,6 +130,20 @@ class Settings:
             if raw.execute("PRAGMA foreign_keys").fetchone() != (int(wanted),):
                 msg = f"foreign_keys={wanted}: this SQLite was built without foreign keys"
                 raise sqlite3.NotSupportedError(msg)
+
+
+def _switch_to_wal(raw: sqlite3.Connection) -> object:
+    # Of two connections that switch a file at once SQLite fails one straight away, without its busy timeout: each
+    # holds the read lock that the other would have to wait for. By the next try the file has been switched.
+    (milliseconds,) = raw.execute("PRAGMA busy_timeout").fetchone()
+    deadline = time.monotonic() + milliseconds / 1000
+    while True:
+        try:
+            return raw.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+        time.sleep(0.001)
 
 
 def _new_memory() -> str:
