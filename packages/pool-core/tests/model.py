@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from pool_core import CloseReason
 from pool_core._config import PoolConfig
-from pool_core._events import CloseReason
 from pool_core._state import Approval, Order, PoolState, Slot, Waiter
 
 

@@ -1,5 +1,7 @@
 """A generic asynchronous connection pool, in the line of bb8 and r2d2."""
 
+from typing import TYPE_CHECKING, Any
+
 from ._config import PoolConfig, PoolOptions, QueueStrategy
 from ._errors import (
     BrokenConnection,
@@ -13,22 +15,23 @@ from ._errors import (
     PoolTimeout,
     WrongEventLoop,
 )
-from ._events import (
-    Acquired,
-    CheckedIn,
-    CheckedOut,
-    CloseReason,
-    ConnectFailed,
-    Event,
-    Leaked,
-    Released,
-    ResetFailed,
-    TimedOut,
-)
 from ._lease import DedicatedConnection, PooledConnection
 from ._manager import ConnectionCustomizer, ConnectionManager, SupportsReset, SupportsTerminate, SupportsTransient
 from ._pool import Pool
-from ._statistics import Holder, State, Statistics
+from ._statistics import CloseReason, Holder, State, Statistics
+
+if TYPE_CHECKING:
+    from ._events import (
+        Acquired,
+        CheckedIn,
+        CheckedOut,
+        ConnectFailed,
+        Event,
+        Leaked,
+        Released,
+        ResetFailed,
+        TimedOut,
+    )
 
 __all__ = [
     "Acquired",
@@ -66,3 +69,16 @@ __all__ = [
     "TimedOut",
     "WrongEventLoop",
 ]
+
+if not TYPE_CHECKING:  # pragma: no branch - for type checkers a module with __getattr__ has every name
+
+    def __getattr__(name: str) -> Any:
+        if name in __all__:  # an event: all other names are here
+            from . import _events
+
+            return getattr(_events, name)
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -10,8 +10,8 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ._errors import PoolError
-from ._events import CloseReason
 from ._state import Slot
+from ._statistics import CloseReason
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Hashable
@@ -50,39 +50,47 @@ class PooledConnection(Generic[C]):
         self._timeout = timeout
         self._slot: Slot[C] = _NEW
 
-    # The warm path: these two, and nothing else. While `state.slow` is false (and with it `state.floor` small) they may
-    # lend and take back by themselves what PoolState would lend and take back; a property test holds the ways equal.
+    # The warm path: these two, and nothing else. Where the state's flags and its floor let them, they lend and take back
+    # by themselves what PoolState would lend and take back; a property test holds the ways equal.
 
     async def __aenter__(self) -> C:
         pool = self._pool
         state = pool._state
         if (
-            len(state.fresh) <= state.floor
-            or self._slot is not _NEW
+            len(state.fresh) > state.floor
+            and self._slot is _NEW
             # In this thread, and with a task of this loop running: so this is the pool's loop, and this its task.
-            or get_ident() != pool._thread
-            or (task := current_task(pool._loop)) is None
+            and get_ident() == pool._thread
+            and (task := current_task(pool._loop)) is not None
         ):
-            if self._slot is _NEW:
-                slot = self._slot = await pool._tasks.acquire(self._timeout)
-            else:  # acquired by `await` already
-                pool._tasks.check_loop()
-                slot = self._held()
-            return slot.conn if not state.observed else self.conn
-        slot = state.pop()
-        conn = slot.conn
-        try:
-            broken = pool._has_broken(conn)
-        except Exception:  # noqa: BLE001 - raising means broken; the slow path asks again, counts and reports it
-            broken = True
-        if broken:
-            self._slot = await pool._tasks.acquire(self._timeout, found_broken=slot)
-            return self._slot.conn
-        slot.holder = task
-        slot.stamp = state.tick
-        slot.uses += 1
-        self._slot = slot
-        return conn
+            slot = state.pop()
+            conn = slot.conn
+            try:
+                broken = pool._has_broken(conn)
+            except Exception:  # noqa: BLE001 - raising means broken; the slow path asks again, counts and reports it
+                broken = True
+            if not broken:
+                slot.holder = task
+                slot.stamp = state.tick
+                slot.uses += 1
+                self._slot = slot
+                return conn
+            pool._tasks.found_broken(slot)
+        elif self._slot is not _NEW:  # acquired by `await` already
+            pool._tasks.check_loop()
+            return self.conn
+        # What PoolTasks.acquire does, less a coroutine: in a busy pool a thousand wait here.
+        tasks = pool._tasks
+        got = tasks.take_or_queue(self._timeout)
+        if not isinstance(got, Slot):
+            try:
+                answer = await got.future
+            except BaseException:
+                tasks.left(got)
+                raise
+            got = tasks.served(got, answer)
+        self._slot = got
+        return got.conn if not state.observed else self.conn
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -91,16 +99,19 @@ class PooledConnection(Generic[C]):
         pool = self._pool
         state = pool._state
         self._slot = _OVER
-        if kind is None and slot.mark is None and not state.slow:
-            try:
-                broken = pool._has_broken(slot.conn)
-            except Exception:  # noqa: BLE001 - raising means broken; the slow path asks again, counts and reports it
-                broken = True
-            if not broken:
-                if pool._reset is None or pool._tasks.wipe(slot):
-                    slot.holder = None
-                    slot.stamp = state.tick
-                    state.fresh.append(slot)
+        if kind is None and slot.mark is None:
+            if not state.slow:
+                try:
+                    broken = pool._has_broken(slot.conn)
+                except Exception:  # noqa: BLE001 - raising means broken; the slow path asks again, counts and reports it
+                    broken = True
+                if not broken:
+                    if pool._reset is None or pool._tasks.wipe(slot):
+                        slot.holder = None
+                        slot.stamp = state.tick
+                        state.fresh.append(slot)
+                    return
+            elif state.plain and pool._tasks.pass_on(slot):
                 return
         if slot is not _OVER and slot is not _NEW:
             tasks = pool._tasks
@@ -120,11 +131,12 @@ class PooledConnection(Generic[C]):
         if self._slot is not _NEW:
             msg = "this lease was acquired already: call pool.get() again for another connection"
             raise PoolError(msg)
-        return self._own(await self._pool._tasks.acquire(self._timeout, loose=True))
+        return self._own(await self._pool._tasks.acquire(self._timeout))
 
     def _own(self, slot: Slot[C]) -> PooledConnection[C]:
         """Take a connection that was acquired, without an `async with` to end it."""
         self._slot = slot
+        slot.loose = True
         self.__class__ = _AwaitedConnection  # pyright: ignore[reportAttributeAccessIssue]
         return self
 

@@ -12,8 +12,7 @@ from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ._events import CloseReason
-from ._statistics import State, Statistics
+from ._statistics import CloseReason, State, Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -171,6 +170,7 @@ class PoolState(Generic[C]):
         "observed",
         "orders",
         "parked",
+        "plain",
         "pop",
         "resetting",
         "retry_at",
@@ -207,8 +207,7 @@ class PoolState(Generic[C]):
         self._tries = 0  # how many of them are a try_get
         self.waiting = 0  # gets that wait until their task has gone on; a try_get is none
 
-        self.slow = True
-        self.floor = CLOSED
+        self.shut()
         self.tick = 0.0
         self.parked = True
         self._beaten = 0.0
@@ -270,6 +269,12 @@ class PoolState(Generic[C]):
         self.observed = observed
         self._settle(now)
 
+    def shut(self) -> None:
+        """Let the warm path do nothing by itself."""
+        self.slow = True  # a clean connection that comes back is not just idle then
+        self.plain = False  # at most somebody waits for it
+        self.floor = CLOSED  # how many a get must leave idle
+
     def started(self) -> None:
         """Nobody waits for min_idle any more."""
         self.starting = False
@@ -322,18 +327,33 @@ class PoolState(Generic[C]):
         self._dead(slot, CloseReason.BROKEN, now)
         self._serve(now)
 
+    def queue_up(self, waiter: Waiter[C], now: float) -> bool:
+        """Queue a get where nothing could help it but a return, as is common in a busy pool. False: use ``enqueue``."""
+        if (
+            len(self.slots) < self.max_size
+            or self.config.max_waiting is not None
+            or self.stale
+            or self.validating
+            or self.resetting
+            or self.approvals
+            or self.failures
+        ):
+            return False
+        waiter.queued = True
+        self.waiters.append(waiter)
+        self.live += 1
+        self.tick = now
+        self.slow, self.floor = True, CLOSED
+        return True
+
     def enqueue(self, waiter: Waiter[C], now: float) -> bool:
         """Queue a get that found nothing to lend, and start what would help it. False: ``max_waiting`` is reached."""
         waiter.queued = True
         self.waiters.append(waiter)
         self.live += 1
         self._tries += waiter.idle_only
-        if not (self.stale or self.validating or self.approvals or self._room()):
-            self.tick = now
-            self.slow, self.floor = True, CLOSED  # nothing could help but a return: the common case of a busy pool
-        else:
-            self._pass_on()
-            self._serve(now)
+        self._pass_on()
+        self._serve(now)
         if self.config.max_waiting is not None:
             # The newest is helped last: it has help of its own only where nobody before it is without.
             helped = sum(a.waiter is not None for a in self.approvals)
@@ -524,6 +544,13 @@ class PoolState(Generic[C]):
             self._serve(now)  # it may have to be tested first
         elif not self.live:
             self._settle(now)
+
+    def shelve(self, slot: Slot[C], now: float) -> None:
+        """Make a clean connection idle that nobody waits for and nothing else is asked of (``plain``)."""
+        slot.holder = None
+        slot.stamp = now
+        self.fresh.append(slot)
+        self._settle(now)
 
     def detach(self, slot: Slot[C], now: float) -> None:
         """A lent connection leaves the pool for good, open."""
@@ -808,7 +835,7 @@ class PoolState(Generic[C]):
             waiters.clear()
             waiters.extend(living)
 
-    def _hand(self, slot: Slot[C], now: float, tested_for: Waiter[C] | None = None) -> bool:
+    def hand(self, slot: Slot[C], now: float, tested_for: Waiter[C] | None = None) -> bool:
         """Give the connection to the first waiter that is still there. The only place where waiters are served."""
         waiters = self.waiters
         while waiters:
@@ -882,7 +909,7 @@ class PoolState(Generic[C]):
         slot.stamp = now
         if slot.suspect or (self._tests_always and not proven):
             self.stale.append(slot)
-        elif not (self.live and self._hand(slot, now, tested_for)):
+        elif not (self.live and self.hand(slot, now, tested_for)):
             (self.stale if self._tests_always else self.fresh).append(slot)
 
     def _close(self, slot: Slot[C], reason: CloseReason, *, terminate: bool = False) -> None:
@@ -951,15 +978,14 @@ class PoolState(Generic[C]):
     def _settle(self, now: float) -> None:
         """Say whether the warm path may lend and take back by itself, and how many it must leave idle."""
         self.tick = now
-        self.slow = (
-            self.live > 0
-            or self.parked
-            or self.observed
-            or not self.is_open
-            or self._tests_always
-            or self.config.max_uses is not None
-            or len(self.slots) > self.max_size
+        self.plain = (
+            self.is_open
+            and not self.observed
+            and not self._tests_always
+            and self.config.max_uses is None
+            and len(self.slots) <= self.max_size
         )
+        self.slow = self.live > 0 or self.parked or not self.plain
         if self.slow:
             self.floor = CLOSED
         elif self.min_idle and self._room():

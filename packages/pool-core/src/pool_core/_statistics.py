@@ -1,16 +1,35 @@
-"""Frozen pictures of the pool: its numbers now, its counters, and who holds what."""
+"""Frozen pictures of the pool: its numbers now, its counters, who holds what, and why connections end."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ._events import CloseReason
+__all__ = ["CloseReason", "Holder", "State", "Statistics"]
 
-__all__ = ["Holder", "State", "Statistics"]
+
+class CloseReason(str, Enum):
+    """Why a connection left the pool."""
+
+    BROKEN = "broken"
+    INVALID = "invalid"
+    LIFETIME = "lifetime"
+    IDLE = "idle"
+    MAX_USES = "max_uses"
+    EVICTED = "evicted"
+    RESIZED = "resized"
+    DISCARDED = "discarded"
+    DETACHED = "detached"
+    LEAKED = "leaked"
+    RESET_FAILED = "reset_failed"
+    POOL_CLOSED = "pool_closed"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 @dataclass(frozen=True, slots=True)

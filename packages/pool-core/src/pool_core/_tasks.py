@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import traceback
-from asyncio import Future, current_task
+from asyncio import Future, InvalidStateError, current_task
 from math import inf
 from threading import get_ident
 from types import CoroutineType
@@ -28,22 +28,12 @@ from ._errors import (
     PoolTimeout,
     WrongEventLoop,
 )
-from ._events import (
-    Acquired,
-    CheckedIn,
-    CheckedOut,
-    CloseReason,
-    ConnectFailed,
-    Leaked,
-    Released,
-    ResetFailed,
-    TimedOut,
-)
-from ._state import CLOSED, SLOW_FLOOR, Approval, Order, PoolState, Slot, Waiter
-from ._statistics import Holder
+from ._state import SLOW_FLOOR, Approval, Order, PoolState, Slot, Waiter
+from ._statistics import CloseReason, Holder
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
+    from types import ModuleType
 
     from ._config import PoolConfig
     from ._errors import Phase
@@ -149,7 +139,7 @@ class Call:
 class GetWaiter(Waiter[C]):
     """A waiting get: one bare future, by which the connection is handed over directly."""
 
-    __slots__ = ("future", "limit", "started")
+    __slots__ = ("future", "limit", "started", "timer")
 
     def __init__(
         self,
@@ -157,9 +147,8 @@ class GetWaiter(Waiter[C]):
         task: Any,
         started: float,
         limit: float,
-        *,
-        idle_only: bool = False,
         patient: bool = True,
+        idle_only: bool = False,
     ) -> None:
         # All in one: a busy pool makes many of them.
         self.task = task
@@ -172,6 +161,7 @@ class GetWaiter(Waiter[C]):
         self.future = future
         self.started = started
         self.limit = limit
+        self.timer: asyncio.TimerHandle | None = None  # its own; most share one
 
     @property
     def deadline(self) -> float:
@@ -179,10 +169,10 @@ class GetWaiter(Waiter[C]):
         return self.started + self.limit
 
     def offer(self, slot: Slot[C] | None) -> bool:
-        # A cancelled future is done before its task runs.
-        if self.future.done():
+        try:
+            self.future.set_result(slot)
+        except InvalidStateError:  # cancelled: that shows before its task runs
             return False
-        self.future.set_result(slot)
         return True
 
     def fail(self, error: BaseException | None) -> None:
@@ -498,27 +488,32 @@ class PoolTasks(Generic[C]):
 
     # -- get
 
-    async def acquire(
-        self, timeout: float | None, *, loose: bool = False, found_broken: Slot[C] | None = None
-    ) -> Slot[C]:
-        """Lend a connection by the long way round: every get that the warm path leaves.
+    async def acquire(self, timeout: float | None) -> Slot[C]:
+        """Lend a connection by the long way round."""
+        got = self.take_or_queue(timeout)
+        if isinstance(got, Slot):
+            return got
+        try:
+            answer = await got.future
+        except BaseException:
+            self.left(got)
+            raise
+        return self.served(got, answer)
 
-        ``loose``: by ``await``, so that anybody may release it. Between taking a connection and owning it there is
-        no await but the waiter's own, whose ``except`` passes the connection on.
-        """
+    # Between taking a connection and owning it there is no await but the waiter's own, whose `except` passes the
+    # connection on.
+
+    def take_or_queue(self, timeout: float | None) -> Slot[C] | GetWaiter[C]:
+        """Begin a get that the warm path leaves: a connection at once, or a waiter that stands in the queue."""
         state = self.state
         loop = self.loop
         if not state.is_open or get_ident() != self.thread or (task := current_task(loop)) is None:
             task = self._check_get()
         now = loop.time()
-        if found_broken is not None:
-            state.found_broken(found_broken, now)
-            self.after()
         if state.fresh:  # then nobody waits
             slot = self._take(task, now)
             if slot is not None:
                 slot.uses += 1
-                slot.loose = loose
                 if state.observed:
                     self._observe(slot, 0.0)
                 return slot
@@ -527,50 +522,56 @@ class PoolTasks(Generic[C]):
             limit = inf
         if limit == 0:
             raise self._timed_out(self._picture(None), 0.0, 0.0)
-        waiter: GetWaiter[C] = GetWaiter(Future(loop=loop), task, now, limit, patient=timeout is None)
-        if not state.enqueue(waiter, now):
-            self.after()  # it may have been time to do something for others
-            raise self._overloaded()
-        if state.orders or state.validating or state.resetting or state.failures or not self._watching:
-            self.after()
+        waiter: GetWaiter[C] = GetWaiter(Future(loop=loop), task, now, limit, timeout is None)
+        if not (state.queue_up(waiter, now) and self._watching):
+            accepted = waiter.queued or state.enqueue(waiter, now)
+            self.after()  # even if it was not: it may have been time to do something for others
+            if not accepted:
+                raise self._overloaded()
         # One shared timer serves the default time-out, whose queue stands in the order of the deadlines.
-        timer = None
         if timeout is not None and limit != inf:
-            timer = loop.call_at(waiter.deadline, self._expire, waiter, context=self._context)
+            waiter.timer = loop.call_at(waiter.deadline, self._expire, waiter, context=self._context)
         elif self._queue_timer is None and limit != inf:
             self._queue_at = waiter.deadline
             self._queue_timer = loop.call_at(self._queue_at, self._expire_queue, context=self._context)
         state.waiting += 1
-        try:
-            answer = await waiter.future
-        except BaseException:
-            # Cancelled, perhaps in the tick of the hand-off. What a dead loop leaves behind bury() counts.
-            if not loop.is_closed():
-                state.waiting -= 1
-                state.gets_cancelled += 1
-                self._left(waiter)
-                if timer is not None:
-                    timer.cancel()
-            raise
+        return waiter
+
+    def left(self, waiter: GetWaiter[C]) -> None:
+        """A get was cancelled while it waited, perhaps in the tick of the hand-off."""
+        if not waiter.future.get_loop().is_closed():  # what a dead loop leaves behind bury() counts
+            self.state.waiting -= 1
+            self.state.gets_cancelled += 1
+            self._left(waiter)
+            if waiter.timer is not None:
+                waiter.timer.cancel()
+
+    def served(self, waiter: GetWaiter[C], answer: Slot[C] | _Failure | _Picture) -> Slot[C]:
+        """End the waiting of a get that was answered: its connection, or what it raises."""
+        state = self.state
         state.waiting -= 1
-        if timer is not None:
-            timer.cancel()
-        if type(answer) is Slot and answer.holder is None and answer not in state.slots:
-            answer = _Failure(None)  # close() terminated it in the tick of the hand-off
+        if waiter.timer is not None:
+            waiter.timer.cancel()
         if type(answer) is Slot:
-            waited = answer.stamp - now
-            if not waiter.direct:
-                state.gets_waited += 1
-                state.wait_time += waited
-            answer.uses += 1
-            answer.loose = loose
-            if state.observed:
-                self._observe(answer, waited)
-            return answer
+            if answer.holder is not None or answer in state.slots:
+                waited = answer.stamp - waiter.started
+                if not waiter.direct:
+                    state.gets_waited += 1
+                    state.wait_time += waited
+                answer.uses += 1
+                if state.observed:
+                    self._observe(answer, waited)
+                return answer
+            answer = _Failure(None)  # close() terminated it in the tick of the hand-off
         if isinstance(answer, _Picture):
-            raise self._timed_out(answer, loop.time() - now, limit)
+            raise self._timed_out(answer, self.loop.time() - waiter.started, waiter.limit)
         state.gets_failed += 1
         raise self._refusal(cast("_Failure", answer).error)
+
+    def found_broken(self, slot: Slot[C]) -> None:
+        """The warm path took it out to lend it, and it is broken."""
+        self.state.found_broken(slot, self.loop.time())
+        self.after()
 
     def _check_get(self) -> asyncio.Task[Any] | None:
         """Say why a get cannot be, or that it is right all the same: some loops run callbacks that await by hand."""
@@ -610,7 +611,6 @@ class PoolTasks(Generic[C]):
             slot = cast("Slot[C] | None", answer)
         if slot is not None:
             slot.uses += 1
-            slot.loose = True
             if self.state.observed:
                 self._observe(slot, slot.stamp - now)
         return slot
@@ -629,7 +629,7 @@ class PoolTasks(Generic[C]):
             slot.stack = _stack()
             slot.reported = False
         if self._listeners:
-            self.emit(CheckedOut(slot.id, waited))
+            self.emit(_events().CheckedOut(slot.id, waited))
 
     def _left(self, waiter: GetWaiter[C]) -> None:
         """A get went away. What it was given in this very tick goes on to the next."""
@@ -693,7 +693,7 @@ class PoolTasks(Generic[C]):
         if counted:
             self.state.gets_timed_out += 1
             if self._listeners:
-                self.emit(TimedOut(limit))
+                self.emit(_events().TimedOut(limit))
         error = PoolTimeout(
             f"{self.label}: no connection within {limit:g} s (phase {picture.phase}, waited {waited:.3g} s): "
             f"{picture.text}",
@@ -740,11 +740,27 @@ class PoolTasks(Generic[C]):
             return
         now = self.loop.time()
         if self._listeners:
-            self.emit(CheckedIn(slot.id, now - slot.stamp))
+            self.emit(_events().CheckedIn(slot.id, now - slot.stamp))
         if state.give_back(slot, now, raised=raised, discard=discard) and self._wipe(slot):
             state.restock(slot, now)
         if state.orders or state.validating or state.resetting or (state.fresh and state.parked):
             self.after()
+
+    def pass_on(self, slot: Slot[C]) -> bool:
+        """End the lease of a connection where it is but to be wiped and handed to who waits. False: it is broken."""
+        try:
+            if self.has_broken(slot.conn):
+                return False
+        except Exception:  # noqa: BLE001 - raising means broken; the slow path asks again, counts and reports it
+            return False
+        if self.reset is None or self.wipe(slot):
+            state = self.state
+            now = self.loop.time()
+            if not (state.live and state.hand(slot, now)):
+                state.shelve(slot, now)
+                if state.parked:
+                    self.after()
+        return True
 
     def wipe(self, slot: Slot[C]) -> bool:
         """Wipe what the borrower left behind. True: there is nothing to wipe; else the connection comes back later."""
@@ -774,7 +790,7 @@ class PoolTasks(Generic[C]):
         state = self.state
         if slot in state.slots:
             if self._listeners:
-                self.emit(Leaked(slot.id, self._now() - slot.stamp, stack))
+                self.emit(_events().Leaked(slot.id, self._now() - slot.stamp, stack))
             state.reclaim(slot, self._now())
         self.after()
 
@@ -782,11 +798,11 @@ class PoolTasks(Generic[C]):
         """A lent connection leaves the pool for good."""
         now = self._now()
         if self._listeners:
-            self.emit(CheckedIn(slot.id, now - slot.stamp))
+            self.emit(_events().CheckedIn(slot.id, now - slot.stamp))
         if slot in self.state.slots:
             self.state.detach(slot, now)
             if self._listeners:
-                self.emit(Released(slot.id, now - slot.born, CloseReason.DETACHED))
+                self.emit(_events().Released(slot.id, now - slot.born, CloseReason.DETACHED))
         self.after()
 
     def _reset_done(self, slot: Slot[C], call: Call, error: BaseException | None, _: Any) -> None:
@@ -800,7 +816,7 @@ class PoolTasks(Generic[C]):
 
     def _reset_failed(self, slot: Slot[C], error: BaseException) -> None:
         if self._listeners:
-            self.emit(ResetFailed(slot.id, error))
+            self.emit(_events().ResetFailed(slot.id, error))
         self.report(error, f"reset of connection #{slot.id} failed, so it is closed")
 
     # -- orders
@@ -844,7 +860,7 @@ class PoolTasks(Generic[C]):
             return
         assert slot.mark is not None
         if self._listeners:
-            self.emit(Released(slot.id, self._now() - slot.born, slot.mark))
+            self.emit(_events().Released(slot.id, self._now() - slot.born, slot.mark))
         if (under_way := self._calls.pop(slot, None)) is not None:
             # A test or reset that nobody waits for any more: it ends by itself, or is abandoned.
             self._calls[under_way] = under_way
@@ -917,7 +933,7 @@ class PoolTasks(Generic[C]):
             self._outage = 0
             slot = state.put(approval, conn, now, self._lifetime())
             if self._listeners:
-                self.emit(Acquired(slot.id, now - approval.since))
+                self.emit(_events().Acquired(slot.id, now - approval.since))
             return
         if error is None:
             self._dispose(conn)
@@ -926,7 +942,7 @@ class PoolTasks(Generic[C]):
             return
         error = self._connect_error(call, error)
         if self._listeners:
-            self.emit(ConnectFailed(error))
+            self.emit(_events().ConnectFailed(error))
         self._outage += 1
         if self._outage == 1 or self.config.error_sink is not None:
             self.report(error, "connecting failed")
@@ -941,7 +957,7 @@ class PoolTasks(Generic[C]):
         """Take a connection in. False: no room."""
         slot = self.state.add(conn, self._now(), self._lifetime())
         if slot is not None and self._listeners:
-            self.emit(Acquired(slot.id))
+            self.emit(_events().Acquired(slot.id))
         self.after()
         return slot is not None
 
@@ -967,7 +983,7 @@ class PoolTasks(Generic[C]):
     def mark_forked(self) -> None:
         """In the child of a fork: if the pool is open, it is the parent's."""
         self.forked = self.life not in ("new", "closed")
-        self.state.slow, self.state.floor = True, CLOSED
+        self.state.shut()
         self.thread = 0
 
     # -- beside the pool
@@ -1136,7 +1152,7 @@ class PoolTasks(Generic[C]):
                 if slot.holder is not None and held > threshold and not slot.reported:
                     slot.reported = True
                     if self._listeners:
-                        self.emit(Leaked(slot.id, held, slot.stack))
+                        self.emit(_events().Leaked(slot.id, held, slot.stack))
                     leak = f"connection #{slot.id} is held for {held:.3g} s, longer than leak_threshold={threshold:g}"
                     self.report(ResourceWarning(f"{self.label}: {leak}, taken at:\n{slot.stack}"), leak)
         self.after()
@@ -1229,6 +1245,13 @@ class PoolTasks(Generic[C]):
         if self.config.max_lifetime is None:
             return inf
         return self.config.max_lifetime * (1 - self.config.lifetime_jitter * _random())
+
+
+def _events() -> ModuleType:
+    """The classes of the events; making them takes 4 ms, which pools that nobody listens to save."""
+    from . import _events as events
+
+    return events
 
 
 def _text(error: BaseException) -> str:
