@@ -302,15 +302,15 @@ class World:
             return order.get(waiter, -1)
 
         def slot_print(slot: Slot[Conn]) -> tuple[Any, ...]:
+            trial = state.validating.get(slot) or state.resetting.get(slot)
             return (
                 slot.conn.broken,
                 slot.suspect,
-                slot.raised,
-                slot.late,
+                trial is not None and trial.late,
                 slot.mark,
                 slot.expires_at <= self.now,
                 slot.stamp <= state._swept_at,
-                who(slot.tested_for),
+                who(trial.waiter if trial is not None else None),
                 who(slot.holder),
                 slot.uses > 0,
             )

@@ -111,18 +111,18 @@ async def test_a_listener_that_ends_in_the_child_of_a_fork_opens_no_way_to_the_p
 
 @virtual
 async def test_a_connection_that_comes_while_another_thread_reads_the_numbers_disturbs_nothing() -> None:
-    """Exporters of metrics read from threads of their own; a set that grows under a loop over it raises."""
+    """Exporters of metrics read from threads of their own; a dict that grows under a loop over it raises."""
     async with Pool(ScriptedManager(), min_idle=2) as pool:
 
         class Growing:
-            """Stands in the set as a connection does, and lets another one in while it is looked at."""
+            """Stands there as a connection does, and lets another one in while it is looked at."""
 
             @property
             def uses(self) -> int:
-                pool._state.slots.add(newcomer)
+                pool._state.slots[newcomer] = None
                 return 0
 
         growing, newcomer = cast("Slot[Any]", Growing()), cast("Slot[Any]", Growing())
-        pool._state.slots.add(growing)
+        pool._state.slots[growing] = None
         assert pool.state().statistics.gets_started == 0
-        pool._state.slots -= {growing, newcomer}
+        del pool._state.slots[growing], pool._state.slots[newcomer]

@@ -151,10 +151,7 @@ class PooledConnection(Generic[C]):
     @property
     def extensions(self) -> dict[Hashable, Any]:
         """Data of yours that belongs to this connection and survives check-in (r2d2's extensions)."""
-        slot = self._held()
-        if slot.extensions is None:
-            slot.extensions = {}
-        return slot.extensions
+        return self._pool._state.extensions.setdefault(self._held(), {})
 
     def release(self) -> None:
         """Give the connection back. Synchronous bookkeeping; a second release does nothing.

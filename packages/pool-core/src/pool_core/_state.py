@@ -45,6 +45,13 @@ class Order(Enum):
     TERMINATE = "terminate"
 
 
+class Doubt(Enum):
+    """Why a connection is to be tested before its next use."""
+
+    NEIGHBOUR = "another one was found dead"
+    BORROWER = "its borrower gave it back because of an exception"
+
+
 class Slot(Generic[C]):
     """One connection's place in the pool, from its birth until it is gone."""
 
@@ -52,20 +59,14 @@ class Slot(Generic[C]):
         "born",
         "conn",
         "expires_at",
-        "extensions",
         "holder",
         "id",
-        "late",
         "loose",
         "mark",
-        "raised",
-        "reported",
-        "since",
         "stack",
         "stamp",
         "suspect",
         "terminated",
-        "tested_for",
         "uses",
     )
 
@@ -79,15 +80,20 @@ class Slot(Generic[C]):
         self.holder: Any = None  # the task that has it, while it is lent
         self.loose = False  # lent by ``await``: anybody may release it
         self.mark: CloseReason | None = None  # it goes on its return; once closed: why
-        self.suspect = False  # to be tested before its next use
-        self.raised = False  # suspect because of its borrower, not of its age
-        self.since = now  # start of the test or reset under way
-        self.late = False  # that test or reset is slower than usual
-        self.tested_for: Waiter[C] | None = None  # whom the test under way is for
-        self.extensions: dict[Hashable, Any] | None = None
+        self.suspect: Doubt | None = None  # it is tested before its next use
         self.stack: str | None = None
-        self.reported = False
         self.terminated = False
+
+
+class Trial(Generic[C]):
+    """A test or a reset under way."""
+
+    __slots__ = ("late", "since", "waiter")
+
+    def __init__(self, now: float) -> None:
+        self.since = now
+        self.late = False  # it is slower than usual: it counts as supply no longer
+        self.waiter: Waiter[C] | None = None  # whom a test is for
 
 
 class Approval(Generic[C]):
@@ -112,7 +118,7 @@ class Waiter(Generic[C]):
         self.task = task
         self.queued = False
         self.approval: Approval[C] | None = None
-        self.test: Slot[C] | None = None
+        self.test: Trial[C] | None = None
         self.direct = False  # served by its own test
         self.idle_only = idle_only  # try_get: takes an idle one or nothing
         self.patient = patient  # it waits with the default time-out
@@ -151,6 +157,7 @@ class PoolState(Generic[C]):
         "config",
         "connects_failed",
         "created",
+        "extensions",
         "failures",
         "floor",
         "fresh",
@@ -194,13 +201,14 @@ class PoolState(Generic[C]):
         self.observed = False  # listeners, stacks or the guard: every get and return takes the slow path
 
         # Every open connection is in `slots` and in exactly one of: fresh, stale, validating, resetting, or lent.
-        self.slots: set[Slot[C]] = set()
+        self.slots: dict[Slot[C], None] = {}  # ordered, and half the size of a set
         self.fresh: deque[Slot[C]] = deque()  # lendable as they are, by time of their last use
         self.stale: deque[Slot[C]] = deque()  # idle, to be tested before lending
-        self.validating: dict[Slot[C], None] = {}
-        self.resetting: dict[Slot[C], None] = {}
+        self.validating: dict[Slot[C], Trial[C]] = {}
+        self.resetting: dict[Slot[C], Trial[C]] = {}
         self.closing: set[Slot[C]] = set()
         self.approvals: dict[Approval[C], None] = {}
+        self.extensions: dict[Slot[C], dict[Hashable, Any]] = {}
 
         self.waiters: deque[Waiter[C]] = deque()
         self.live = 0  # waiters that are still queued; the rest of the deque is dead
@@ -357,7 +365,7 @@ class PoolState(Generic[C]):
         if self.config.max_waiting is not None:
             # The newest is helped last: it has help of its own only where nobody before it is without.
             helped = sum(a.waiter is not None for a in self.approvals)
-            helped += sum(s.tested_for is not None and s.tested_for.approval is None for s in self.validating)
+            helped += sum(t.waiter is not None and t.waiter.approval is None for t in self.validating.values())
             if self.live - helped > self.config.max_waiting:
                 self._drop(waiter)
                 return False
@@ -475,9 +483,11 @@ class PoolState(Generic[C]):
 
     def tested(self, slot: Slot[C], now: float, *, valid: bool, timed_out: bool = False) -> None:
         """End a test. A valid connection goes, without another test, to the waiter at the head."""
-        waiter = self._end_test(slot)
+        trial = self.validating[slot]
+        waiter = trial.waiter
+        self._end_test(slot)
         if not valid:
-            if timed_out and not slot.raised:
+            if timed_out and slot.suspect is not Doubt.BORROWER:
                 # A NAT that dropped this one dropped all that were silent for as long.
                 for other in self._remove_idle(lambda idle: idle.stamp <= slot.stamp):
                     self._close(other, CloseReason.INVALID, terminate=True)
@@ -487,8 +497,8 @@ class PoolState(Generic[C]):
         elif (reason := self._retired(slot, now)) is not None:
             self._close(slot, reason)
         else:
-            self._last_test = now - slot.since
-            slot.suspect = slot.raised = False
+            self._last_test = now - trial.since
+            slot.suspect = None
             self._stock(slot, now, proven=True, tested_for=waiter)
         self._serve(now)
 
@@ -499,7 +509,7 @@ class PoolState(Generic[C]):
         slot.holder = None
         slot.loose = False
         if raised:
-            slot.suspect = slot.raised = True
+            slot.suspect = Doubt.BORROWER
         if self.is_broken(slot.conn):
             # Compare with when it was lent: those lent before a sweep tell nothing new by being dead.
             self._dead(slot, CloseReason.BROKEN, now)
@@ -513,13 +523,12 @@ class PoolState(Generic[C]):
     def begin_reset(self, slot: Slot[C], now: float) -> None:
         """The connection is being wiped; its borrower has gone on."""
         slot.holder = None
-        slot.since = now
-        slot.late = False
-        self.resetting[slot] = None
+        self.resetting[slot] = Trial(now)
         self._settle(self.tick)
 
     def reset_done(self, slot: Slot[C], now: float, *, ok: bool, timed_out: bool = False) -> None:
         """End a reset. Whatever went wrong closes the connection."""
+        trial = self.resetting[slot]
         self._end_reset(slot)
         if not ok:
             self._close(slot, CloseReason.RESET_FAILED, terminate=timed_out)
@@ -528,7 +537,7 @@ class PoolState(Generic[C]):
         elif (reason := self._retired(slot, now)) is not None:
             self._close(slot, reason)
         else:
-            self._last_reset = now - slot.since
+            self._last_reset = now - trial.since
             self._stock(slot, now)
         self._serve(now)
 
@@ -554,7 +563,8 @@ class PoolState(Generic[C]):
 
     def detach(self, slot: Slot[C], now: float) -> None:
         """A lent connection leaves the pool for good, open."""
-        self.slots.discard(slot)
+        del self.slots[slot]
+        self.extensions.pop(slot, None)
         self.closed[CloseReason.DETACHED] += 1
         self._uses_gone += slot.uses
         self._serve(now)
@@ -699,11 +709,15 @@ class PoolState(Generic[C]):
         lent = [slot for slot in self.slots if slot.holder is not None]
         places = [*self.fresh, *self.stale, *self.validating, *self.resetting, *lent]
         assert len(places) == len(set(places)), "a connection has two owners"
-        assert set(places) == self.slots, "a connection is open and nowhere, or somewhere and not open"
-        assert not self.slots & self.closing, "a connection is open and closing"
+        assert set(places) == set(self.slots), "a connection is open and nowhere, or somewhere and not open"
+        assert self.closing.isdisjoint(self.slots), "a connection is open and closing"
         assert self.live == sum(waiter.queued for waiter in self.waiters), "the count of waiters is wrong"
-        assert self._late_tests == sum(slot.late for slot in self.validating), "the count of late tests is wrong"
-        assert self._late_resets == sum(slot.late for slot in self.resetting), "the count of late resets is wrong"
+        assert self._late_tests == sum(test.late for test in self.validating.values()), (
+            "the count of late tests is wrong"
+        )
+        assert self._late_resets == sum(reset.late for reset in self.resetting.values()), (
+            "the count of late resets is wrong"
+        )
         assert not (self.live and self.fresh), "somebody waits while a connection is idle and lendable"
         testing = self.live > len(self.validating)
         assert self._tries == sum(waiter.idle_only for waiter in self.waiters if waiter.queued), "tries miscounted"
@@ -711,8 +725,9 @@ class PoolState(Generic[C]):
         for approval in self.approvals:
             waiter = approval.waiter
             assert waiter is None or (waiter.queued and waiter.approval is approval), "a connect for a waiter that left"
-        for slot in self.validating:
-            assert slot.tested_for is None or slot.tested_for.test is slot, "a test for a waiter that left"
+        for test in self.validating.values():
+            assert test.waiter is None or test.waiter.test is test, "a test for a waiter that left"
+        assert self.extensions.keys() <= self.slots.keys(), "extensions of a connection that is gone"
         opened = self.created + self.added
         assert opened == len(self.slots) + sum(self.closed.values()), "the books do not balance"
         assert self.slow or (self.is_open and not self.live), "the warm path is open to overtakers"
@@ -804,20 +819,20 @@ class PoolState(Generic[C]):
                 if waiter is None:
                     break
                 approval.waiter, waiter.approval = waiter, approval
-        for slot in self.validating:
-            if slot.tested_for is None:
+        for test in self.validating.values():
+            if test.waiter is None:
                 waiter = next((w for w in self.waiters if w.queued and w.test is None), None)
                 if waiter is None:
                     break
-                slot.tested_for, waiter.test = waiter, slot
+                test.waiter, waiter.test = waiter, test
 
     def _orphan(self, waiter: Waiter[C]) -> None:
-        approval, slot = waiter.approval, waiter.test
+        approval, test = waiter.approval, waiter.test
         if approval is not None:
             approval.waiter = waiter.approval = None
             approval.orphan = True
-        if slot is not None:
-            slot.tested_for = waiter.test = None
+        if test is not None:
+            test.waiter = waiter.test = None
 
     def _first_without_approval(self) -> Waiter[C] | None:
         return next((w for w in self.waiters if w.queued and w.approval is None and not w.idle_only), None)
@@ -853,7 +868,7 @@ class PoolState(Generic[C]):
                 if approval is not None:
                     approval.waiter = waiter.approval = None
                 if test is not None:
-                    test.tested_for = waiter.test = None
+                    test.waiter = waiter.test = None
                 if approval is not None or test is not None:
                     self._pass_on()
                 return True
@@ -880,7 +895,7 @@ class PoolState(Generic[C]):
 
     def _admit(self, conn: C, now: float, lifetime: float) -> Slot[C]:
         slot = Slot(conn, self._next_id(), now, now + lifetime)
-        self.slots.add(slot)
+        self.slots[slot] = None
         self.next_expiry = min(self.next_expiry, slot.expires_at)
         return slot
 
@@ -915,7 +930,8 @@ class PoolState(Generic[C]):
     def _close(self, slot: Slot[C], reason: CloseReason, *, terminate: bool = False) -> None:
         slot.holder = None
         slot.mark = reason
-        self.slots.remove(slot)
+        del self.slots[slot]
+        self.extensions.pop(slot, None)
         self.closing.add(slot)
         self.closed[reason] += 1
         self._uses_gone += slot.uses
@@ -934,7 +950,7 @@ class PoolState(Generic[C]):
         for other in self._remove_idle(lambda idle: self.is_broken(idle.conn)):
             self._close(other, CloseReason.BROKEN)
         for other in self.fresh:
-            other.suspect = True
+            other.suspect = Doubt.NEIGHBOUR
         self.stale.extend(self.fresh)
         self.fresh.clear()
 
@@ -956,24 +972,18 @@ class PoolState(Generic[C]):
         if self.is_broken(slot.conn):
             self._dead(slot, CloseReason.BROKEN, now)
             return
-        slot.since = now
-        slot.late = False
-        self.validating[slot] = None
+        self.validating[slot] = Trial(now)
         self.orders.append((Order.TEST, slot))
         self._pass_on()
 
-    def _end_test(self, slot: Slot[C]) -> Waiter[C] | None:
-        """Returns whom the test was for, if that waiter is still there."""
-        del self.validating[slot]
-        self._late_tests -= slot.late
-        waiter = slot.tested_for
-        if waiter is not None:
-            waiter.test = slot.tested_for = None
-        return waiter
+    def _end_test(self, slot: Slot[C]) -> None:
+        trial = self.validating.pop(slot)
+        self._late_tests -= trial.late
+        if trial.waiter is not None:
+            trial.waiter.test = None
 
     def _end_reset(self, slot: Slot[C]) -> None:
-        del self.resetting[slot]
-        self._late_resets -= slot.late
+        self._late_resets -= self.resetting.pop(slot).late
 
     def _settle(self, now: float) -> None:
         """Say whether the warm path may lend and take back by itself, and how many it must leave idle."""
@@ -994,20 +1004,20 @@ class PoolState(Generic[C]):
             self.floor = 0
 
 
-def _late_at(jobs: dict[Slot[Any], None], last: float) -> float:
+def _late_at(trials: dict[Slot[Any], Trial[Any]], last: float) -> float:
     patience = max(SLOW_FLOOR, SLOW_FACTOR * last)
-    return next(slot.since + patience for slot in jobs if not slot.late)
+    return next(trial.since + patience for trial in trials.values() if not trial.late)
 
 
-def _mark_late(jobs: dict[Slot[Any], None], last: float, now: float) -> int:
+def _mark_late(trials: dict[Slot[Any], Trial[Any]], last: float, now: float) -> int:
     """Mark those that have become slow; they stand in the order of their start."""
     patience = max(SLOW_FLOOR, SLOW_FACTOR * last)
     marked = 0
-    for slot in jobs:
-        if slot.late:
+    for trial in trials.values():
+        if trial.late:
             continue
-        if slot.since + patience > now:
+        if trial.since + patience > now:
             break
-        slot.late = True
+        trial.late = True
         marked += 1
     return marked

@@ -246,6 +246,7 @@ class PoolTasks(Generic[C]):
         self._blocked = 0  # holders that waited themselves when that was last counted
         self._next_count = -inf
         self._outage = 0  # failed connects since the last success
+        self._leaks: set[tuple[int, int]] = set()  # by connection and use, those that were told at the last look
         bypass = config.alive_bypass if config.test_on_check_out else None
         self._period = max(0.01, min(time for time in (bypass, config.idle_timeout, 8.0) if time) / BEATS)
 
@@ -627,7 +628,6 @@ class PoolTasks(Generic[C]):
         """Tell who wants to know that a connection was lent."""
         if self._stacks:
             slot.stack = _stack()
-            slot.reported = False
         if self._listeners:
             self.emit(_events().CheckedOut(slot.id, waited))
 
@@ -1147,14 +1147,16 @@ class PoolTasks(Generic[C]):
         now = self.loop.time()
         self.state.reap(now)
         if (threshold := self.config.leak_threshold) is not None:
-            for slot in list(self.state.slots):
+            overdue = [s for s in self.state.slots if s.holder is not None and now - s.stamp > threshold]
+            told, self._leaks = self._leaks, {(slot.id, slot.uses) for slot in overdue}
+            for slot in overdue:
+                if (slot.id, slot.uses) in told:  # once for each loan
+                    continue
                 held = now - slot.stamp
-                if slot.holder is not None and held > threshold and not slot.reported:
-                    slot.reported = True
-                    if self._listeners:
-                        self.emit(_events().Leaked(slot.id, held, slot.stack))
-                    leak = f"connection #{slot.id} is held for {held:.3g} s, longer than leak_threshold={threshold:g}"
-                    self.report(ResourceWarning(f"{self.label}: {leak}, taken at:\n{slot.stack}"), leak)
+                if self._listeners:
+                    self.emit(_events().Leaked(slot.id, held, slot.stack))
+                leak = f"connection #{slot.id} is held for {held:.3g} s, longer than leak_threshold={threshold:g}"
+                self.report(ResourceWarning(f"{self.label}: {leak}, taken at:\n{slot.stack}"), leak)
         self.after()
 
     def _find_deadlock(self, turns: int) -> None:
