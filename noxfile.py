@@ -5,6 +5,7 @@ POOL_TEST_SETUP=1 (or CI=true) says that it may; otherwise the command to run by
 """
 
 import atexit
+import functools
 import importlib.util
 import json
 import os
@@ -95,15 +96,14 @@ def base(tests: str) -> Path:
     return Path(tests).parent if (ROOT / tests / "__init__.py").exists() else Path(tests)
 
 
-def run_tests(session: nox.Session, *paths: str, options: tuple[str, ...] = (), coverage: bool = False) -> None:
+def run_tests(session: nox.Session, *paths: str, options: tuple[str, ...] = ()) -> None:
     """Run pytest on folders of tests. A folder without any test yet is said aloud and left out."""
     present = [path for path in paths if test_files(path)]
     for path in set(paths) - set(present):
         session.warn(f"NO TESTS in {path}")
     if not present:
         session.skip("there is nothing to test yet")
-    runner = ["coverage", "run", "-m", "pytest"] if coverage else ["pytest"]
-    session.run("python", "-m", *runner, *present, *options, *session.posargs)
+    session.run("python", "-m", "pytest", *present, *options, *session.posargs)
 
 
 def bring_servers(session: nox.Session) -> None:
@@ -144,15 +144,13 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The core and its embedded default: no server needed."""
     install(session, ["test"], ["pool-core", "pool-sqlite"])
-    paths = ("packages/pool-core/tests", "packages/pool-sqlite/tests")
+    # Two at a time: the time is virtual, and what they need is the processor.
+    everything = functools.partial(run_tests, session, "packages/pool-core/tests", "packages/pool-sqlite/tests")
     if session.python != FLOOR:
-        run_tests(session, *paths)
+        everything(options=("-n", "2"))
         return
-    data = {"COVERAGE_FILE": str(Path(session.create_tmp()) / "coverage")}
-    session.env.update(data)
-    session.run("coverage", "erase")
-    run_tests(session, *paths, coverage=True)
-    session.run("coverage", "combine", "--quiet")
+    session.env["COVERAGE_FILE"] = str(Path(session.create_tmp()) / "coverage")
+    everything(options=("-n", "2", "--cov", "--cov-report="))
     deciders = ",".join(f"*/pool_core/{name}" for name in DECIDERS)
     session.run("coverage", "report", f"--include={deciders}", "--fail-under=100")
 

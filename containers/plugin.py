@@ -77,7 +77,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("servers", sep="-")
         for line in lines:
             terminalreporter.line(line)
-    if directory := os.environ.get("POOL_TEST_RESULTS"):
+    directory = os.environ.get("POOL_TEST_RESULTS")
+    if directory and not hasattr(config, "workerinput"):  # pytest-xdist's workers report to who counts
         number = {word: len(terminalreporter.stats.get(word, ())) for word in ("passed", "failed", "error", "skipped")}
         number["failed"] += number.pop("error")
         number["skipped"] += len(terminalreporter.stats.get("xfailed", ()))

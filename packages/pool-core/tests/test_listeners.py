@@ -52,6 +52,24 @@ async def test_when_the_last_listener_is_gone_the_warm_path_is_back() -> None:
 
 
 @virtual
+async def test_a_manager_without_reset_gets_its_connections_back_by_every_way() -> None:
+    """By the warm path, by the way to somebody who waits, and by the longer way while somebody listens."""
+    events: list[Event] = []
+    async with Pool(ScriptedManager(without=["reset"]), max_size=1) as pool:
+
+        async def use() -> None:
+            async with pool.get():
+                await asyncio.sleep(1)
+
+        await use()
+        await asyncio.gather(use(), use())
+        pool.add_listener(events.append)
+        await use()
+        assert (pool.state().idle, pool.state().statistics.connections_created) == (1, 1)
+    assert kinds(events) == [CheckedOut, CheckedIn, Released]
+
+
+@virtual
 async def test_a_listener_may_come_before_the_pool_is_opened_and_stays_when_it_is_opened_again() -> None:
     """A program is put together first, and started later."""
     events: list[Event] = []

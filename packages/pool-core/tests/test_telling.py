@@ -335,7 +335,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception]]] = [
     ({"error_sink": "log"}, TypeError),
     ({"listeners": print}, TypeError),
     ({"listeners": ["print"]}, TypeError),
-    ({"customizer": object()}, TypeError),
+    ({"customizer": "neither hook"}, TypeError),
     ({"max_sise": 3}, TypeError),
 ]
 

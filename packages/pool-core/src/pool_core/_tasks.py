@@ -741,7 +741,7 @@ class PoolTasks(Generic[C]):
         now = self.loop.time()
         if self._listeners:
             self.emit(_events().CheckedIn(slot.id, now - slot.stamp))
-        if state.give_back(slot, now, raised=raised, discard=discard) and self._wipe(slot):
+        if state.give_back(slot, now, raised=raised, discard=discard) and (self.reset is None or self._wipe(slot)):
             state.restock(slot, now)
         if state.orders or state.validating or state.resetting or (state.fresh and state.parked):
             self.after()
@@ -770,8 +770,7 @@ class PoolTasks(Generic[C]):
         return clean
 
     def _wipe(self, slot: Slot[C]) -> bool:
-        if self.reset is None:
-            return True
+        assert self.reset is not None
         try:
             wiping = self.reset(slot.conn)
         except Exception as error:  # noqa: BLE001 - whatever an adapter raises
