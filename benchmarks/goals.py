@@ -19,13 +19,17 @@ REASONS = {
     "task and thread are the pool's own, and who holds what; then has_broken, which is asked at both ends.",
     "warm: at least 3.3": "the nearest peer has a size and a test for closed connections, and nothing else; see the row above.",
     "warm, lifetime": "the options change nothing on the path: it has one shape, whatever is switched off.",
-    "hand-off: at most 0.75": "a bare future in a deque (L0q), which has no time-out and loses connections when a get is "
-    "cancelled, is the most that can be reached; its figure stands in the table.",
-    "memory: at most 250": "by tracemalloc, 233 B are a connection's record of 18 facts, the rest its places in the pool's "
-    "collections and its times.",
-    "memory: at most 900": "by tracemalloc, 600 B are the frames of the two coroutines that wait, the rest the future, the "
-    "lease and the waiter's record.",
-    "import": "two thirds are the making of the frozen dataclasses: options, events and statistics.",
+    "1000 tasks on 10: at least 1.4": "on 3.13 ours with its two ways stripped of each check, clock and counter was measured "
+    "at 1.48 x, on 3.11 at 1.72 x: there is less of L3 to save on the newer Pythons.",
+    "hand-off: at most 0.75": "L0q, a bare future in a deque without a time-out, which loses connections when a get is "
+    "cancelled, is at 0.58 on 3.11. Ours with its two ways stripped of each check, clock and counter was measured at 0.70: what "
+    "stands between are the thread, the task, two looks at the clock, has_broken, and who waits for what.",
+    "import": "an import does not know the loop: what a single run shows above the others is the machine.",
+    "PostgreSQL: at least 1.5": "asyncpg.Pool without its reset reaches 0.65 of ten raw connections, so 1.54 x would be all of "
+    "it; ours reaches 0.9 of it.",
+    "PostgreSQL: at least 1.0": "the server is the limit. Our wipe is eight statements (role, session authorization, temporary "
+    "tables and sequences too), asyncpg's four: 56 and 50 us each, measured alone over ten connections.",
+    "MariaDB": "both keep one processor busy with aiomysql itself: 0.76 and 0.78 of ten raw connections.",
 }
 
 
