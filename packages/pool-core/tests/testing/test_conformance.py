@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import traceback
 import unittest
 from collections.abc import Awaitable
 from typing import Any, ClassVar
@@ -242,3 +243,23 @@ def test_a_check_has_a_time_limit() -> None:
 
     with pytest.raises(AssertionError, match=r"the check took longer than 0\.1 s"):
         Slow().test_connect_and_use()  # type: ignore[attr-defined]
+
+
+def test_a_finding_comes_without_the_kits_traceback_and_a_hooks_own_error_with_all_of_it() -> None:
+    """A page of the kit's insides hides the one sentence that helps; where the author's own code failed does help."""
+
+    class Blind(NotesConformance):
+        probes = (Probe("nothing", dirty=_write, look=lambda conn: asyncio.sleep(0)),)
+
+    with pytest.raises(AssertionError, match="proves nothing") as finding:
+        Blind().test_session_state()  # type: ignore[attr-defined]
+    assert [entry.name for entry in finding.traceback][1:] == ["test"]
+
+    class Wrong(NotesConformance):
+        async def use(self, conn: Note) -> None:
+            assert conn.word == "never"
+
+    with pytest.raises(AssertionError, match="never") as own:
+        Wrong().test_connect_and_use()  # type: ignore[attr-defined]
+    assert own.value.__cause__ is not None
+    assert traceback.extract_tb(own.value.__cause__.__traceback__)[-1].name == "use"
