@@ -101,12 +101,12 @@ async def with_every_call_so(outcomes: dict[str, str], *, terminates: bool) -> N
         assert end is None or isinstance(end, asyncio.CancelledError)
     assert pool.state().waiting == pool.state().in_use == 0
 
-    # All is well again, and within seconds the pool is, too.
+    # All is well again, and when the connect that hangs has ended (1 s) and the longest back-off (2 s), the pool is, too.
     manager.script(**{verb: OK for verb in VERBS if verb != "on_acquire"})
     hook[0] = OK
     pool.resize(max_size=3)
     before = tally.ends["served"]
-    await asyncio.gather(*(tally.get() for _ in range(6)))
+    await asyncio.gather(*(tally.get(1 + 2 + 1) for _ in range(6)))
     assert tally.ends["served"] == before + 6
     await asyncio.sleep(10)
     state = pool.state()
