@@ -106,6 +106,8 @@ class World:
             elif isinstance(get.answer, Slot):
                 ops += [("release", index, how) for how in ("clean", "broken", "raised", "discard")]
                 ops += [("put_back", index), ("detach", index), ("leak", index)]
+                if state.plain and get.answer.mark is None and not get.answer.conn.broken:
+                    ops.append(("pass_on", index))
             else:
                 ops.append(("go_on", index))
         for index in range(len(state.approvals)):
@@ -151,7 +153,7 @@ class World:
             slot.holder = get
             get.answer = slot
             slot.uses += 1
-        elif not self.state.enqueue(get, self.now):
+        elif not (self.state.queue_up(get, self.now) or self.state.enqueue(get, self.now)):
             return
         self.gets.append(get)
 
@@ -188,6 +190,13 @@ class World:
                 self.state.begin_reset(slot, self.now)
             else:
                 self.state.restock(slot, self.now)
+
+    def do_pass_on(self, index: int) -> None:
+        slot = self.gets.pop(index).answer
+        if self.resets:
+            self.state.begin_reset(slot, self.now)
+        elif not (self.state.live and self.state.hand(slot, self.now)):
+            self.state.shelve(slot, self.now)
 
     def do_put_back(self, index: int) -> None:
         self.state.put_back(self.gets.pop(index).answer, self.now)

@@ -337,15 +337,7 @@ class PoolState(Generic[C]):
 
     def queue_up(self, waiter: Waiter[C], now: float) -> bool:
         """Queue a get where nothing could help it but a return, as is common in a busy pool. False: use ``enqueue``."""
-        if (
-            len(self.slots) < self.max_size
-            or self.config.max_waiting is not None
-            or self.stale
-            or self.validating
-            or self.resetting
-            or self.approvals
-            or self.failures
-        ):
+        if len(self.slots) < self.max_size or self.stale or self.validating or self.config.max_waiting is not None:
             return False
         waiter.queued = True
         self.waiters.append(waiter)
