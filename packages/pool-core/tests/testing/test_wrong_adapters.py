@@ -723,6 +723,27 @@ def test_the_same_adapter_without_the_fault_passes(check: str, server: Any) -> N
     getattr(conformance, check)()
 
 
+def test_a_driver_that_says_something_by_itself_now_and_then_is_no_suspect(server: Any) -> None:
+    """MongoDB's drivers watch their servers in the background, whoever asks has_broken meanwhile."""
+
+    class Watching(Base):
+        Connection = QuietConnection
+
+        async def connect(self) -> Any:
+            conn = await super().connect()
+            loop = asyncio.get_running_loop()
+
+            def heartbeat() -> None:
+                if not conn.lost.done():
+                    conn.transport.write(b"PING\n")
+                    loop.call_later(0.1, heartbeat)
+
+            loop.call_later(0.01, heartbeat)
+            return conn
+
+    getattr(suspect(Watching, server), "test_has_broken_is_quick")()  # noqa: B009 - the kit makes it
+
+
 def test_every_check_has_caught_something() -> None:
     """One wrong adapter at least for each question."""
     checks = {name.removeprefix("test_") for name in dir(Suspect) if name.startswith("test_")}

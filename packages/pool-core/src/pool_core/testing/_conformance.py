@@ -498,7 +498,6 @@ class ManagerConformance(Generic[C]):
         manager = lab.manager()
         conn = await lab.connect(manager)
         await self._use(lab, conn, "a new connection")
-        before = lab.proxy.forwarded if self.network else None
         if self.network:
             lab.proxy.freeze()
         answer: object = manager.has_broken(conn)
@@ -514,9 +513,14 @@ class ManagerConformance(Generic[C]):
             )
         if self.network:
             lab.proxy.heal()
-            await asyncio.sleep(0.02)
-            if before != lab.proxy.forwarded:
-                _fail("has_broken sent something to the server: it must do no I/O; is_valid is for that")
+            for _ in range(5):  # a driver's own monitor may speak meanwhile, but not each time
+                await asyncio.sleep(0.02)
+                before = lab.proxy.forwarded
+                manager.has_broken(conn)
+                await asyncio.sleep(0.02)
+                if lab.proxy.forwarded == before:
+                    return
+            _fail("has_broken sent something to the server: it must do no I/O; is_valid is for that")
 
     async def check_server_kill(self, lab: Lab[C]) -> None:
         """has_broken is true soon after the server has dropped the connection."""
