@@ -233,11 +233,15 @@ async def test_the_log_shows_the_first_failure_of_an_outage_and_the_recovery(cap
     ]
 
 
+@pytest.mark.parametrize("retries", [True, False])
 @virtual
-async def test_a_failed_connect_for_min_idle_waits_for_the_reapers_next_look() -> None:
-    """Nobody waits for it, so nobody is in a hurry."""
+async def test_a_failed_connect_for_min_idle_waits_for_the_reapers_next_look(*, retries: bool) -> None:
+    """Nobody waits for it, so nobody is in a hurry; without a back-off it would be tried again at once, for ever."""
     manager = ScriptedManager()
-    async with Pool(manager, min_idle=1, max_size=2, reaper_rate=30, max_lifetime=10, error_sink=quiet) as pool:
+    pool = Pool(
+        manager, min_idle=1, max_size=2, reaper_rate=30, max_lifetime=10, retry_connection=retries, error_sink=quiet
+    )
+    async with pool:
         manager.script(connect=OSError("down"))
         await asyncio.sleep(25)
         assert pool.state().idle == 0

@@ -442,7 +442,9 @@ async def test_extensions_belong_to_the_connection_and_survive_check_in() -> Non
         lease.discard()
         lease = await pool.get()
         assert lease.extensions == {}
-        lease.release()
+        assert len(pool._state.extensions) == 1  # what belonged to the other is gone with it
+        lease.detach()
+        assert not pool._state.extensions
 
 
 @virtual

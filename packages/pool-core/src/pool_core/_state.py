@@ -45,13 +45,6 @@ class Order(Enum):
     TERMINATE = "terminate"
 
 
-class Doubt(Enum):
-    """Why a connection is to be tested before its next use."""
-
-    NEIGHBOUR = "another one was found dead"
-    BORROWER = "its borrower gave it back because of an exception"
-
-
 class Slot(Generic[C]):
     """One connection's place in the pool, from its birth until it is gone."""
 
@@ -80,7 +73,7 @@ class Slot(Generic[C]):
         self.holder: Any = None  # the task that has it, while it is lent
         self.loose = False  # lent by ``await``: anybody may release it
         self.mark: CloseReason | None = None  # it goes on its return; once closed: why
-        self.suspect: Doubt | None = None  # it is tested before its next use
+        self.suspect = False  # its borrower gave it back because of an exception: it is tested before its next use
         self.stack: str | None = None
         self.terminated = False
 
@@ -479,7 +472,7 @@ class PoolState(Generic[C]):
         waiter = trial.waiter
         self._end_test(slot)
         if not valid:
-            if timed_out and slot.suspect is not Doubt.BORROWER:
+            if timed_out and not slot.suspect:
                 # A NAT that dropped this one dropped all that were silent for as long.
                 for other in self._remove_idle(lambda idle: idle.stamp <= slot.stamp):
                     self._close(other, CloseReason.INVALID, terminate=True)
@@ -490,7 +483,7 @@ class PoolState(Generic[C]):
             self._close(slot, reason)
         else:
             self._last_test = now - trial.since
-            slot.suspect = None
+            slot.suspect = False
             self._stock(slot, now, proven=True, tested_for=waiter)
         self._serve(now)
 
@@ -501,7 +494,7 @@ class PoolState(Generic[C]):
         slot.holder = None
         slot.loose = False
         if raised:
-            slot.suspect = Doubt.BORROWER
+            slot.suspect = True
         if self.is_broken(slot.conn):
             # Compare with when it was lent: those lent before a sweep tell nothing new by being dead.
             self._dead(slot, CloseReason.BROKEN, now)
@@ -941,8 +934,6 @@ class PoolState(Generic[C]):
         self._swept_at = now
         for other in self._remove_idle(lambda idle: self.is_broken(idle.conn)):
             self._close(other, CloseReason.BROKEN)
-        for other in self.fresh:
-            other.suspect = Doubt.NEIGHBOUR
         self.stale.extend(self.fresh)
         self.fresh.clear()
 
