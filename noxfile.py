@@ -6,7 +6,6 @@ POOL_TEST_SETUP=1 (or CI=true) says that it may; otherwise the command to run by
 
 import atexit
 import concurrent.futures
-import functools
 import importlib.util
 import json
 import os
@@ -93,8 +92,9 @@ def base(tests: str) -> Path:
     return Path(tests).parent if (ROOT / tests / "__init__.py").exists() else Path(tests)
 
 
-def run_tests(session: nox.Session, *paths: str, options: tuple[str, ...] = ()) -> None:
-    session.run("python", "-m", "pytest", *paths, *options, *session.posargs)
+def run_tests(session: nox.Session, *arguments: str, silent: bool = False) -> object:
+    """Run pytest; silent returns what it printed."""
+    return session.run("python", "-m", "pytest", *arguments, *session.posargs, silent=silent)
 
 
 def bring_servers(session: nox.Session) -> None:
@@ -134,15 +134,14 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The core and its embedded default: no server needed."""
     install(session, ["test"], ["pool-core", "pool-sqlite"])
-    # Two at a time: the time is virtual, and what they need is the processor.
-    everything = functools.partial(run_tests, session, "packages/pool-core/tests", "packages/pool-sqlite/tests")
-    if session.python != FLOOR:
-        everything(options=("-n", "2"))
-        return
+    covered = session.python == FLOOR
     session.env["COVERAGE_FILE"] = str(Path(session.create_tmp()) / "coverage")
-    everything(options=("-n", "2", "--cov", "--cov-report="))
-    deciders = ",".join(f"*/pool_core/{name}" for name in DECIDERS)
-    session.run("coverage", "report", f"--include={deciders}", "--fail-under=100")
+    # Two at a time: the time is virtual, and what they need is the processor.
+    options = ["-n", "2", *(["--cov", "--cov-report="] if covered else [])]
+    run_tests(session, "packages/pool-core/tests", "packages/pool-sqlite/tests", *options)
+    if covered:
+        deciders = ",".join(f"*/pool_core/{name}" for name in DECIDERS)
+        session.run("coverage", "report", f"--include={deciders}", "--fail-under=100")
 
 
 @nox.session(python=FLOOR)
@@ -167,7 +166,7 @@ def cancellation(session: nox.Session) -> None:
     """All adapters' cancellation tests on the newer Pythons, whose asyncio differs."""
     install(session, ["test", "servers"], PACKAGES)
     bring_servers(session)
-    run_tests(session, "packages", options=("-m", "cancellation"))
+    run_tests(session, "packages", "-m", "cancellation")
 
 
 def ask_adapters(session: nox.Session, *options: str) -> None:
@@ -178,7 +177,7 @@ def ask_adapters(session: nox.Session, *options: str) -> None:
     bring_servers(session)
 
     def ask(package: str) -> object:
-        return session.run("python", "-m", "pytest", f"packages/{package}/tests/test_conformance.py", silent=True)
+        return run_tests(session, f"packages/{package}/tests/test_conformance.py", silent=True)
 
     # Each in a process of its own: the kit counts files and threads, and servers of others start in the background. Two
     # at a time, since most of it is waiting.
@@ -253,4 +252,4 @@ def soak(session: nox.Session) -> None:
     """Minutes of random load, kills and cancels whose books must balance; the deeper walk of the states."""
     install(session, ["test", "servers"], PACKAGES)
     bring_servers(session)
-    run_tests(session, "packages", options=("-m", "soak", "--timeout", "1200"))
+    run_tests(session, "packages", "-m", "soak", "--timeout", "1200")
