@@ -93,10 +93,11 @@ def test_adapters_use_public_names_of_the_core_only(path: Path) -> None:
 
 
 def test_importing_the_pool_is_cheap() -> None:
-    """At most 15 modules on top of asyncio."""
+    """At most 15 modules on top of asyncio, and the events' classes only for those who ask for one."""
     code = (
         "import sys, asyncio; before = set(sys.modules); import pool_core;"
-        "print(len([m for m in set(sys.modules) - before]))"
+        "print(len([m for m in set(sys.modules) - before]));"
+        "assert 'pool_core._events' not in sys.modules; pool_core.Acquired"
     )
     count = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert count <= 15
@@ -107,3 +108,6 @@ def test_the_face_is_nothing_but_names() -> None:
     assert sorted(pool_core.__all__) == sorted(set(pool_core.__all__))
     for name in pool_core.__all__:
         assert getattr(pool_core, name) is not None
+    assert set(pool_core.__all__) <= set(dir(pool_core))
+    with pytest.raises(AttributeError, match="module 'pool_core' has no attribute 'Aquired'"):
+        _ = pool_core.Aquired  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]

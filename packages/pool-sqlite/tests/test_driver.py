@@ -378,6 +378,14 @@ def test_connections_that_switch_a_new_file_to_wal_at_once_all_open(tmp_path: Pa
     asyncio.run(main())
 
 
+def test_a_switch_to_wal_that_cannot_be_is_refused_at_once(db: Any) -> None:
+    """Only a lock goes away by waiting."""
+    began = time.monotonic()
+    error = connect_error(SqliteConnectionManager(f"file:{db.path}?mode=ro", wal=True))
+    assert "readonly" in str(error)
+    assert time.monotonic() - began < 2
+
+
 def test_the_switch_to_wal_gives_up_when_the_busy_timeout_is_over(db: Any) -> None:
     with contextlib.closing(sqlite3.connect(db.path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
