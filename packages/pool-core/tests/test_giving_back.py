@@ -448,6 +448,20 @@ async def test_extensions_belong_to_the_connection_and_survive_check_in() -> Non
 
 
 @virtual
+async def test_extensions_stay_with_a_borrower_whose_connection_close_has_terminated() -> None:
+    """What the borrower does at its end may need them; the pool's next life begins without."""
+    pool = Pool(ScriptedManager(), max_size=1)
+    await pool.open()
+    lease = await pool.get()
+    lease.extensions["key"] = "value"
+    await pool.close(0)
+    assert lease.extensions == {"key": "value"}
+    lease.release()
+    async with pool:
+        assert not pool._state.extensions
+
+
+@virtual
 async def test_detach_takes_the_connection_out_of_the_pool_for_good() -> None:
     """The caller closes it; its place is free at once; on_release does not run."""
     hooks = ScriptedCustomizer()

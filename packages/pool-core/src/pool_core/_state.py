@@ -262,6 +262,7 @@ class PoolState(Generic[C]):
         self._swept_at = -inf
         self.next_expiry = inf
         self.last_error = None
+        self.extensions.clear()
         self.parked = True
         self._serve(now)
 
@@ -712,7 +713,7 @@ class PoolState(Generic[C]):
             assert waiter is None or (waiter.queued and waiter.approval is approval), "a connect for a waiter that left"
         for test in self.validating.values():
             assert test.waiter is None or test.waiter.test is test, "a test for a waiter that left"
-        assert self.extensions.keys() <= self.slots.keys(), "extensions of a connection that is gone"
+        assert not self.is_open or self.extensions.keys() <= self.slots.keys(), "extensions of what is gone"
         opened = self.created + self.added
         assert opened == len(self.slots) + sum(self.closed.values()), "the books do not balance"
         assert self.slow or (self.is_open and not self.live), "the warm path is open to overtakers"
@@ -916,7 +917,8 @@ class PoolState(Generic[C]):
         slot.holder = None
         slot.mark = reason
         del self.slots[slot]
-        self.extensions.pop(slot, None)
+        if reason is not CloseReason.POOL_CLOSED:  # else a borrower may have it still; the next open() forgets them
+            self.extensions.pop(slot, None)
         self.closing.add(slot)
         self.closed[reason] += 1
         self._uses_gone += slot.uses
