@@ -86,7 +86,7 @@ class PooledConnection(Generic[C]):
             try:
                 answer = await got.future
             except BaseException:
-                tasks.left(got)
+                tasks.cancelled(got)
                 raise
             got = tasks.served(got, answer)
         self._slot = got

@@ -497,7 +497,7 @@ class PoolTasks(Generic[C]):
         try:
             answer = await got.future
         except BaseException:
-            self.left(got)
+            self.cancelled(got)
             raise
         return self.served(got, answer)
 
@@ -538,7 +538,7 @@ class PoolTasks(Generic[C]):
         state.waiting += 1
         return waiter
 
-    def left(self, waiter: GetWaiter[C]) -> None:
+    def cancelled(self, waiter: GetWaiter[C]) -> None:
         """A get was cancelled while it waited, perhaps in the tick of the hand-off."""
         if not waiter.future.get_loop().is_closed():  # what a dead loop leaves behind bury() counts
             self.state.waiting -= 1
