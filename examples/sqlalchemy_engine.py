@@ -81,7 +81,7 @@ class SetUp:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect: Any = dialect
 
-    async def on_acquire(self, conn: Any) -> None:
+    async def on_connect(self, conn: Any) -> None:
         async def connected() -> Any:
             return conn
 

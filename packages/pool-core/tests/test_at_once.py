@@ -276,7 +276,7 @@ async def test_a_lease_held_longer_than_leak_threshold_is_reported_once_with_its
     events: list[object] = []
     errors: list[BaseException] = []
     async with Pool(
-        ScriptedManager(), leak_threshold=60, reaper_rate=10, listeners=[events.append], error_sink=errors.append
+        ScriptedManager(), leak_threshold=60, reap_interval=10, listeners=[events.append], error_sink=errors.append
     ) as pool:
         await hold(pool, 59)
         assert not errors

@@ -52,22 +52,22 @@ async def warm(pool: Pool[Any]) -> None:
     await asyncio.gather(hold(pool, 0.01), hold(pool, 0.01))
 
 
-@pytest.mark.parametrize("verb", ["connect", "is_valid", "reset", "close", "on_acquire"])
+@pytest.mark.parametrize("verb", ["connect", "is_valid", "reset", "close", "on_connect"])
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_a_get_cancelled_anywhere_loses_nothing(verb: str, outcome: str) -> None:
     """Cold, warm, stale and contended pools, with every outcome of every call of the manager."""
 
     async def scenario(inject: Any, setting: str) -> None:
-        outcomes: dict[str, Any] = {"on_acquire": OK}
+        outcomes: dict[str, Any] = {"on_connect": OK}
         manager = ScriptedManager()
-        hooks = ScriptedCustomizer(on_acquire=lambda _: outcomes["on_acquire"])
+        hooks = ScriptedCustomizer(on_connect=lambda _: outcomes["on_connect"])
         pool = pool_of(manager, customizer=hooks)
         await pool.open()
         if setting != "cold":
             await warm(pool)
         if setting == "stale":
             await asyncio.sleep(5)
-        if verb == "on_acquire":
+        if verb == "on_connect":
             outcomes[verb] = OUTCOMES[outcome]
         else:
             manager.script(**{verb: OUTCOMES[outcome]})
@@ -80,7 +80,7 @@ def test_a_get_cancelled_anywhere_loses_nothing(verb: str, outcome: str) -> None
         await asyncio.gather(*others, return_exceptions=True)
         if result.cancelled:
             assert result.hit
-        outcomes["on_acquire"] = OK
+        outcomes["on_connect"] = OK
         await at_peace(pool, manager)
 
     points = 0

@@ -239,7 +239,7 @@ async def test_a_failed_connect_for_min_idle_waits_for_the_reapers_next_look(*, 
     """Nobody waits for it, so nobody is in a hurry; without a back-off it would be tried again at once, for ever."""
     manager = ScriptedManager()
     pool = Pool(
-        manager, min_idle=1, max_size=2, reaper_rate=30, max_lifetime=10, retry_connection=retries, error_sink=quiet
+        manager, min_idle=1, max_size=2, reap_interval=30, max_lifetime=10, retry_connection=retries, error_sink=quiet
     )
     async with pool:
         manager.script(connect=OSError("down"))
@@ -311,13 +311,13 @@ async def test_a_connect_cancelled_before_its_first_step_gives_its_place_back() 
 
 
 @virtual
-async def test_a_connection_that_on_acquire_broke_is_a_failed_connect() -> None:
+async def test_a_connection_that_on_connect_broke_is_a_failed_connect() -> None:
     """A hook that swallowed a time-out may leave half a reply behind."""
 
     class Breaks:
         times = 0
 
-        async def on_acquire(self, conn: FakeConnection) -> None:
+        async def on_connect(self, conn: FakeConnection) -> None:
             self.times += 1
             conn.broken = self.times == 1
 

@@ -297,7 +297,7 @@ async def test_a_cancelled_dedicated_connect_that_fails_afterwards_is_silent() -
 async def test_a_leak_is_reported_without_listeners_too() -> None:
     """The sink is enough."""
     errors: list[BaseException] = []
-    async with Pool(ScriptedManager(), leak_threshold=5, reaper_rate=5, error_sink=errors.append) as pool:
+    async with Pool(ScriptedManager(), leak_threshold=5, reap_interval=5, error_sink=errors.append) as pool:
         await hold(pool, 30)
         assert len(errors) == 1
 
@@ -579,7 +579,7 @@ async def test_the_reaper_spares_what_is_not_lent_and_what_it_has_reported() -> 
     """leak_threshold looks at lent connections only, and once."""
     errors: list[BaseException] = []
     async with Pool(
-        ScriptedManager(), max_size=2, leak_threshold=5, reaper_rate=2, idle_timeout=None, error_sink=errors.append
+        ScriptedManager(), max_size=2, leak_threshold=5, reap_interval=2, idle_timeout=None, error_sink=errors.append
     ) as pool:
         await hold(pool)
         await asyncio.sleep(20)

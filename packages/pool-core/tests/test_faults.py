@@ -28,7 +28,7 @@ from pool_core.testing import (
 from .disturbances import DISTURBANCES, Tally, disturbed
 from .helpers import books, closed, hold, turns, virtual
 
-VERBS: tuple[str, ...] = ("connect", "is_valid", "reset", "close", "on_acquire")
+VERBS: tuple[str, ...] = ("connect", "is_valid", "reset", "close", "on_connect")
 OUTCOMES: tuple[str, ...] = ("ok", "error", "slow", "never")
 
 
@@ -58,15 +58,15 @@ async def with_every_call_so(outcomes: dict[str, str], *, terminates: bool) -> N
         validation_timeout=1.0,
         reset_timeout=1.0,
         close_timeout=1.0,
-        reaper_rate=5.0,
-        customizer=ScriptedCustomizer(on_acquire=lambda _: hook[0]),
+        reap_interval=5.0,
+        customizer=ScriptedCustomizer(on_connect=lambda _: hook[0]),
         error_sink=quiet,
     )
     await pool.open()
     tally = Tally(pool)
     await asyncio.gather(*(tally.get() for _ in range(2)))
-    manager.script(**{verb: outcome(verb, what) for verb, what in outcomes.items() if verb != "on_acquire"})
-    hook[0] = outcome("on_acquire", outcomes["on_acquire"])
+    manager.script(**{verb: outcome(verb, what) for verb, what in outcomes.items() if verb != "on_connect"})
+    hook[0] = outcome("on_connect", outcomes["on_connect"])
 
     async def fails(conn: FakeConnection) -> None:
         await conn.query()
@@ -102,7 +102,7 @@ async def with_every_call_so(outcomes: dict[str, str], *, terminates: bool) -> N
     assert pool.state().waiting == pool.state().in_use == 0
 
     # All is well again, and when the connect that hangs has ended (1 s) and the longest back-off (2 s), the pool is, too.
-    manager.script(**{verb: OK for verb in VERBS if verb != "on_acquire"})
+    manager.script(**{verb: OK for verb in VERBS if verb != "on_connect"})
     hook[0] = OK
     pool.resize(max_size=3)
     before = tally.ends["served"]
@@ -351,10 +351,10 @@ async def test_a_deadline_is_absolute_over_queue_test_connect_and_their_retries(
 
 
 @virtual
-async def test_on_acquire_counts_within_create_timeout_and_on_release_within_close_timeout() -> None:
+async def test_on_connect_counts_within_create_timeout_and_on_close_within_close_timeout() -> None:
     """One budget for each end of a connection's life."""
     manager = ScriptedManager(connect=Delay(3), close=Delay(3))
-    hooks = ScriptedCustomizer(on_acquire=Delay(3), on_release=Delay(3))
+    hooks = ScriptedCustomizer(on_connect=Delay(3), on_close=Delay(3))
     errors: list[BaseException] = []
     async with Pool(manager, create_timeout=5, close_timeout=5, customizer=hooks, error_sink=errors.append) as pool:
         with pytest.raises(PoolTimeout):

@@ -183,7 +183,7 @@ async def test_without_lifetime_and_idle_timeout_connections_stay() -> None:
 @virtual
 async def test_idle_connections_are_reaped_and_lent_ones_are_not() -> None:
     """bb8: the timeouts close four idle ones, the fifth after its return."""
-    async with Pool(ScriptedManager(), max_size=5, idle_timeout=60, reaper_rate=10) as pool:
+    async with Pool(ScriptedManager(), max_size=5, idle_timeout=60, reap_interval=10) as pool:
         leases = [await pool.get() for _ in range(5)]
         for lease in leases[1:]:
             lease.release()
@@ -198,7 +198,7 @@ async def test_idle_connections_are_reaped_and_lent_ones_are_not() -> None:
 @virtual
 async def test_lifo_lets_the_unused_ones_be_reaped_under_a_low_load() -> None:
     """r2d2: one stays hot, four go."""
-    async with Pool(ScriptedManager(), max_size=5, idle_timeout=60, reaper_rate=10) as pool:
+    async with Pool(ScriptedManager(), max_size=5, idle_timeout=60, reap_interval=10) as pool:
         await asyncio.gather(*(hold(pool, 1) for _ in range(5)))
         for _ in range(20):
             await asyncio.sleep(5)
@@ -210,7 +210,7 @@ async def test_lifo_lets_the_unused_ones_be_reaped_under_a_low_load() -> None:
 @virtual
 async def test_idle_timeout_respects_min_idle_and_max_lifetime_does_not() -> None:
     """bb8 #123: the reaper undercut min_idle and churned, though its doc says otherwise."""
-    options = {"min_idle": 2, "max_size": 5, "reaper_rate": 10.0}
+    options = {"min_idle": 2, "max_size": 5, "reap_interval": 10.0}
     async with Pool(ScriptedManager(), idle_timeout=60, max_lifetime=None, **options) as pool:  # type: ignore[arg-type]
         await asyncio.gather(*(hold(pool, 1) for _ in range(5)))
         await asyncio.sleep(1000)
@@ -342,18 +342,18 @@ async def test_a_close_that_raises_is_reported_and_terminated() -> None:
 
 @virtual
 async def test_a_customizer_runs_once_at_each_end_of_a_connections_life() -> None:
-    """r2d2's CustomizeConnection; on_acquire once per connection."""
+    """r2d2's CustomizeConnection; on_connect once per connection."""
     hooks = ScriptedCustomizer()
     async with Pool(ScriptedManager(), max_size=1, customizer=hooks) as pool:
         for _ in range(5):
             await hold(pool)
         (await pool.get()).discard()
         await hold(pool)
-    assert [call.verb for call in hooks.log] == ["on_acquire", "on_release", "on_acquire", "on_release"]
+    assert [call.verb for call in hooks.log] == ["on_connect", "on_close", "on_connect", "on_close"]
 
 
 @virtual
-async def test_on_release_runs_on_every_removal_but_for_detached_and_leaked_ones() -> None:
+async def test_on_close_runs_on_every_removal_but_for_detached_and_leaked_ones() -> None:
     """Also when the connection had to be terminated."""
     hooks = ScriptedCustomizer()
     manager = ScriptedManager(is_valid=NEVER)
@@ -361,17 +361,17 @@ async def test_on_release_runs_on_every_removal_but_for_detached_and_leaked_ones
         await hold(pool)
         await asyncio.sleep(5)
         await hold(pool)
-        assert [call.verb for call in hooks.log].count("on_release") == 1
+        assert [call.verb for call in hooks.log].count("on_close") == 1
         detached = (await pool.get()).detach()
         books(pool)
-    assert [call.verb for call in hooks.log].count("on_release") == 1
+    assert [call.verb for call in hooks.log].count("on_close") == 1
     await manager.close(detached)
 
 
 @virtual
-async def test_on_acquire_failing_is_a_failed_connect() -> None:
+async def test_on_connect_failing_is_a_failed_connect() -> None:
     """It discards and retries; its time counts within create_timeout."""
-    hooks = ScriptedCustomizer(on_acquire=[OSError("no such role"), NEVER, OK])
+    hooks = ScriptedCustomizer(on_connect=[OSError("no such role"), NEVER, OK])
     errors: list[BaseException] = []
     manager = ScriptedManager(connect=Delay(1))
     async with Pool(manager, customizer=hooks, create_timeout=2, error_sink=errors.append) as pool:
@@ -383,9 +383,9 @@ async def test_on_acquire_failing_is_a_failed_connect() -> None:
 
 
 @virtual
-async def test_on_release_failing_is_counted_and_the_connection_is_closed_all_the_same() -> None:
+async def test_on_close_failing_is_counted_and_the_connection_is_closed_all_the_same() -> None:
     """No hook can break the pool."""
-    hooks = ScriptedCustomizer(on_release=[OSError("no"), NEVER])
+    hooks = ScriptedCustomizer(on_close=[OSError("no"), NEVER])
     manager = ScriptedManager()
     async with Pool(manager, customizer=hooks, close_timeout=1, error_sink=quiet) as pool:
         for _ in range(2):
@@ -403,7 +403,7 @@ async def test_a_customizer_with_one_hook_is_enough() -> None:
     class OnlyRelease:
         released = 0
 
-        async def on_release(self, _: object) -> None:
+        async def on_close(self, _: object) -> None:
             self.released += 1
 
     hooks = OnlyRelease()
@@ -463,7 +463,7 @@ async def test_extensions_stay_with_a_borrower_whose_connection_close_has_termin
 
 @virtual
 async def test_detach_takes_the_connection_out_of_the_pool_for_good() -> None:
-    """The caller closes it; its place is free at once; on_release does not run."""
+    """The caller closes it; its place is free at once; on_close does not run."""
     hooks = ScriptedCustomizer()
     manager = ScriptedManager()
     async with Pool(manager, max_size=1, customizer=hooks) as pool:
@@ -478,7 +478,7 @@ async def test_detach_takes_the_connection_out_of_the_pool_for_good() -> None:
         lease.release()
         closed(pool, detached=1)
         books(pool)
-        assert [call.verb for call in hooks.log].count("on_release") == 0
+        assert [call.verb for call in hooks.log].count("on_close") == 0
         await manager.close(conn)
 
 
@@ -573,7 +573,7 @@ async def test_a_lent_connection_that_is_evicted_and_then_expires_was_evicted() 
 @virtual
 async def test_the_reaper_spares_all_where_fewer_are_idle_than_min_idle() -> None:
     """The others are lent; idle_timeout takes from what is above min_idle only."""
-    async with Pool(ScriptedManager(), max_size=5, min_idle=4, idle_timeout=10, reaper_rate=5) as pool:
+    async with Pool(ScriptedManager(), max_size=5, min_idle=4, idle_timeout=10, reap_interval=5) as pool:
         await asyncio.sleep(1)
         lent = [asyncio.create_task(hold(pool, 60)) for _ in range(3)]
         await asyncio.sleep(40)

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from pool_core import Acquired, CheckedIn, CheckedOut, Event, Pool, Released, WrongEventLoop
+from pool_core import CheckedIn, CheckedOut, Closed, Connected, Event, Pool, WrongEventLoop
 from pool_core._pool import _after_fork_in_child
 from pool_core.testing import Delay, ScriptedCustomizer, ScriptedManager
 
@@ -30,7 +30,7 @@ async def test_a_listener_that_comes_to_a_warm_pool_hears_of_every_get_and_retur
             pool.add_listener(events.append)
         async with pool.get():
             await asyncio.sleep(1.5)
-    assert kinds(events) == [CheckedIn, CheckedOut, CheckedIn, Released]
+    assert kinds(events) == [CheckedIn, CheckedOut, CheckedIn, Closed]
     assert cast("CheckedIn", events[2]).held == 1.5
 
 
@@ -66,7 +66,7 @@ async def test_a_manager_without_reset_gets_its_connections_back_by_every_way() 
         pool.add_listener(events.append)
         await use()
         assert (pool.state().idle, pool.state().statistics.connections_created) == (1, 1)
-    assert kinds(events) == [CheckedOut, CheckedIn, Released]
+    assert kinds(events) == [CheckedOut, CheckedIn, Closed]
 
 
 @virtual
@@ -78,7 +78,7 @@ async def test_a_listener_may_come_before_the_pool_is_opened_and_stays_when_it_i
     for _ in range(2):
         async with pool:
             pass
-    assert kinds(events) == [Acquired, Released] * 2
+    assert kinds(events) == [Connected, Closed] * 2
     end()
     async with pool:
         pass
@@ -90,12 +90,12 @@ async def test_a_new_connection_says_how_long_its_connect_took_with_its_hook() -
     """One that was added did not connect here."""
     events: list[Event] = []
     manager = ScriptedManager(connect=Delay(2.0))
-    customizer: Any = ScriptedCustomizer(on_acquire=Delay(0.5))
+    customizer: Any = ScriptedCustomizer(on_connect=Delay(0.5))
     async with Pool(manager, listeners=[events.append], customizer=customizer) as pool:
         async with pool.get():
             pass
         pool.add(await manager.connect())
-    assert [event.took for event in events if isinstance(event, Acquired)] == [2.5, None]
+    assert [event.took for event in events if isinstance(event, Connected)] == [2.5, None]
 
 
 @virtual

@@ -647,7 +647,7 @@ async def test_pool_tasks_are_named_and_see_the_context_of_open() -> None:
     seen: list[tuple[str, str]] = []
 
     class Customizer:
-        async def on_acquire(self, _: object) -> None:
+        async def on_connect(self, _: object) -> None:
             task = asyncio.current_task()
             assert task is not None
             seen.append((request.get(), task.get_name()))

@@ -43,7 +43,7 @@ async def test_add_until_full_then_pool_full_gives_the_connection_back() -> None
 
 @virtual
 async def test_add_refuses_a_broken_one_before_it_looks_for_room() -> None:
-    """Broken is checked first; on_acquire does not run."""
+    """Broken is checked first; on_connect does not run."""
     manager = ScriptedManager()
     hooks = ScriptedCustomizer()
     async with Pool(manager, max_size=1, customizer=hooks) as pool:
@@ -190,7 +190,7 @@ async def test_a_dedicated_connection_is_customized_and_neither_counted_nor_pool
         await turns()
         assert conn.state == "closed"
         assert pool.state().statistics.connections_created == 1
-        assert [call.verb for call in hooks.log] == ["on_acquire"] * 3
+        assert [call.verb for call in hooks.log] == ["on_connect"] * 3
         await manager.close(mine)
         books(pool)
 

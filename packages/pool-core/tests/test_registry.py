@@ -307,7 +307,7 @@ def test_every_option_is_either_read_or_refused_with_a_reason(adapters: Adapters
         ("max_size=1&pool_max_size=1", "the URL gives pool_max_size twice: give it once"),
         ("max_size=0", "max_size=0: must be at least 1"),
         ("idle_timeout=0", "idle_timeout=0.0: must be a finite number of seconds, greater than 0, or None"),
-        ("reaper_rate=inf", "reaper_rate=inf: must be a finite number of seconds, greater than 0"),
+        ("reap_interval=inf", "reap_interval=inf: must be a finite number of seconds, greater than 0"),
         ("lifetime_jitter=nan", "lifetime_jitter=nan: must be at least 0 and below 1"),
         ("max_size=1&pool_min_idle=2", "min_idle=2: must not be greater than max_size=1"),
     ],

@@ -54,7 +54,7 @@ class Storm:
         self.manager = ScriptedManager(without=rng.choice([(), (), ("terminate",), ("reset",)]))
         verbs = [verb for verb in ("connect", "is_valid", "reset", "close") if hasattr(self.manager, verb)]
         self.manager.script(**{verb: self._outcome(verb) for verb in verbs})
-        hooks = ScriptedCustomizer(on_acquire=self._outcome("on_acquire"), on_release=self._outcome("on_release"))
+        hooks = ScriptedCustomizer(on_connect=self._outcome("on_connect"), on_close=self._outcome("on_close"))
         size = rng.randint(1, 8)
         self.options: dict[str, Any] = {
             "max_size": size,
@@ -64,7 +64,7 @@ class Storm:
             "max_uses": rng.choice([None, 20]),
             "max_lifetime": rng.choice([None, 100 * pace]),
             "idle_timeout": rng.choice([None, 30 * pace]),
-            "reaper_rate": 10 * pace,
+            "reap_interval": 10 * pace,
             "max_waiting": rng.choice([None, 0, 4]),
             "max_connecting": rng.randint(1, 4),
             "queue_strategy": rng.choice(list(QueueStrategy)),

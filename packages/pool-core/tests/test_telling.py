@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from pool_core import (
-    Acquired,
     CheckedIn,
     CheckedOut,
+    Closed,
     CloseReason,
+    Connected,
     ConnectFailed,
     Event,
     Pool,
@@ -24,7 +25,6 @@ from pool_core import (
     PoolOverloaded,
     PoolTimeout,
     QueueStrategy,
-    Released,
     ResetFailed,
     TimedOut,
 )
@@ -50,15 +50,15 @@ async def test_events_come_in_the_order_of_r2d2() -> None:
     second = events[5].connection_id  # type: ignore[union-attr]
     assert second > first
     assert events == [
-        Acquired(first),
+        Connected(first),
         CheckedOut(first, 0.0),
         TimedOut(2),
         CheckedIn(first, 3.0),
-        Released(first, 3.0, CloseReason.BROKEN),
-        Acquired(second),
+        Closed(first, 3.0, CloseReason.BROKEN),
+        Connected(second),
         CheckedOut(second, 0.0),
         CheckedIn(second, 0.0),
-        Released(second, 0.0, CloseReason.POOL_CLOSED),
+        Closed(second, 0.0, CloseReason.POOL_CLOSED),
     ]
 
 
@@ -75,7 +75,7 @@ async def test_failures_are_events_too() -> None:
         await (await pool.get()).detach().query()
     assert ConnectFailed(down) in events
     assert any(isinstance(event, ResetFailed) and event.error is dirty for event in events)
-    assert [event.reason for event in events if isinstance(event, Released)] == [
+    assert [event.reason for event in events if isinstance(event, Closed)] == [
         CloseReason.RESET_FAILED,
         CloseReason.DETACHED,
     ]
@@ -131,7 +131,7 @@ async def test_the_books_balance_after_a_random_storm_of_every_operation(seed: i
         "max_uses": rng.choice([None, 5]),
         "max_lifetime": rng.choice([None, 20.0]),
         "idle_timeout": rng.choice([None, 3.0]),
-        "reaper_rate": 1.0,
+        "reap_interval": 1.0,
         "max_waiting": rng.choice([None, 4]),
         "queue_strategy": rng.choice(list(QueueStrategy)),
         "retry_connection": rng.random() < 0.7,
@@ -156,7 +156,7 @@ async def test_the_books_balance_after_a_random_storm_of_every_operation(seed: i
         connect=outcome("connect"), is_valid=outcome("is_valid"), reset=outcome("reset"), close=outcome("close")
     )
     plain = ScriptedManager()
-    hooks = ScriptedCustomizer(on_acquire=outcome("on_acquire"), on_release=outcome("on_release"))
+    hooks = ScriptedCustomizer(on_connect=outcome("on_connect"), on_close=outcome("on_close"))
     pool = Pool(
         manager,
         connection_timeout=4,
@@ -266,7 +266,7 @@ async def test_every_close_reason_is_reached() -> None:
         max_lifetime=1000,
         lifetime_jitter=0,
         idle_timeout=100,
-        reaper_rate=10,
+        reap_interval=10,
         error_sink=lambda _: None,
     ) as pool:
         await hold(pool)
@@ -321,9 +321,9 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception]]] = [
     ({"validation_timeout": float("nan")}, ValueError),
     ({"reset_timeout": 0}, ValueError),
     ({"close_timeout": 0}, ValueError),
-    ({"reaper_rate": 0}, ValueError),
-    ({"reaper_rate": None}, TypeError),
-    ({"reaper_rate": float("inf")}, ValueError),
+    ({"reap_interval": 0}, ValueError),
+    ({"reap_interval": None}, TypeError),
+    ({"reap_interval": float("inf")}, ValueError),
     ({"alive_bypass": -0.1}, ValueError),
     ({"lifetime_jitter": 1}, ValueError),
     ({"lifetime_jitter": float("nan")}, ValueError),

@@ -97,7 +97,7 @@ def test_importing_the_pool_is_cheap() -> None:
     code = (
         "import sys, asyncio; before = set(sys.modules); import pool_core;"
         "print(len([m for m in set(sys.modules) - before]));"
-        "assert 'pool_core._events' not in sys.modules; pool_core.Acquired"
+        "assert 'pool_core._events' not in sys.modules; pool_core.Connected"
     )
     count = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert count <= 15

@@ -201,7 +201,7 @@ def test_an_answer_cut_in_the_middle(db: Any) -> None:
 
 
 def test_a_dead_connection_is_not_revived_by_the_test(db: Any) -> None:
-    """ping() reconnects by default: a new session, of another age, without what on_acquire did."""
+    """ping() reconnects by default: a new session, of another age, without what on_connect did."""
 
     async def main() -> None:
         with FaultProxy(db.host, db.port) as proxy:

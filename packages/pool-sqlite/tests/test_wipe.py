@@ -186,7 +186,7 @@ def test_a_function_costs_the_connection(db: Any) -> None:
     async def look() -> None:
         async with db.connection() as (manager, conn):
             await conn.create_function("lower", 1, lambda _: "mine")
-            with pytest.raises(sqlite3.ProgrammingError, match="create_function, which cannot be undone.*on_acquire"):
+            with pytest.raises(sqlite3.ProgrammingError, match="create_function, which cannot be undone.*on_connect"):
                 await manager.reset(conn)
 
     asyncio.run(look())
@@ -236,7 +236,7 @@ def test_another_journal_mode_is_put_back(db: Any) -> None:
 class Customizer:
     """Sets up a bit of everything that a reset would wipe as a borrower's."""
 
-    async def on_acquire(self, conn: aiosqlite.Connection) -> None:
+    async def on_connect(self, conn: aiosqlite.Connection) -> None:
         conn.row_factory = aiosqlite.Row
         conn.isolation_level = "IMMEDIATE"
         await conn.execute("PRAGMA foreign_keys = ON")
@@ -263,7 +263,7 @@ async def setting(db: Any, conn: aiosqlite.Connection) -> list[Any]:
 
 
 def test_what_a_customizer_sets_up_outlives_every_borrower(db: Any) -> None:
-    """PRAGMA foreign_keys in on_acquire is the commonest customizer of all: wiped, it would be off unnoticed."""
+    """PRAGMA foreign_keys in on_connect is the commonest customizer of all: wiped, it would be off unnoticed."""
 
     async def look() -> None:
         wanted = [(1,), ("extra",), ("kept",), (42,)]
@@ -291,7 +291,7 @@ def test_the_first_borrower_is_told_from_the_customizer(db: Any) -> None:
     """Its changes must not be taken for a set-up, with a customizer that did nothing to the session, or without one."""
 
     class Idle:
-        async def on_acquire(self, conn: aiosqlite.Connection) -> None:
+        async def on_connect(self, conn: aiosqlite.Connection) -> None:
             await conn.execute("SELECT 1")
 
     async def look(customizer: object) -> None:

@@ -22,25 +22,26 @@ from ._statistics import CloseReason, Holder, State, Statistics
 
 if TYPE_CHECKING:
     from ._events import (
-        Acquired,
         CheckedIn,
         CheckedOut,
+        Closed,
+        Connected,
         ConnectFailed,
         Event,
         Leaked,
-        Released,
         ResetFailed,
         TimedOut,
     )
 
 __all__ = [
-    "Acquired",
     "BrokenConnection",
     "CheckedIn",
     "CheckedOut",
     "CloseReason",
+    "Closed",
     "ConnectError",
     "ConnectFailed",
+    "Connected",
     "ConnectionCustomizer",
     "ConnectionManager",
     "DedicatedConnection",
@@ -59,7 +60,6 @@ __all__ = [
     "PoolTimeout",
     "PooledConnection",
     "QueueStrategy",
-    "Released",
     "ResetFailed",
     "State",
     "Statistics",

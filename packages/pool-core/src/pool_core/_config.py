@@ -46,7 +46,7 @@ class PoolOptions(TypedDict, Generic[C], total=False):
     max_connecting: int
     retry_connection: bool
     queue_strategy: QueueStrategy
-    reaper_rate: float
+    reap_interval: float
     discard_on_exception: bool
     detect_deadlock: bool
     guard: bool
@@ -73,26 +73,26 @@ class PoolConfig:
             ``aliveBypassWindow``). 0 tests every time.
         max_lifetime: Retire a connection at this age; one that is lent goes on its return.
         lifetime_jitter: Each connection lives up to this fraction shorter, so that they do not all expire together.
-        idle_timeout: Close a connection unused for this long; looked at every ``reaper_rate``.
+        idle_timeout: Close a connection unused for this long; looked at every ``reap_interval``.
         max_uses: Retire a connection after so many checkouts.
         connection_timeout: The whole of a ``get``, and of ``open``: queueing, connecting, testing, retries.
-        create_timeout: One connect with its ``on_acquire``.
+        create_timeout: One connect with its ``on_connect``.
         validation_timeout: One ``is_valid``.
         reset_timeout: One ``reset``.
-        close_timeout: One ``close`` with its ``on_release``.
+        close_timeout: One ``close`` with its ``on_close``.
         max_waiting: With more gets waiting than this, a further one raises PoolOverloaded at once. Gets that have a
             connect or a test of their own under way are not counted.
         max_connecting: Connects under way at once.
         retry_connection: True: failed connects are repeated, with one back-off for the pool, while gets wait. False:
             a failed connect fails the get at the head of the queue at once.
         queue_strategy: Which idle connection is lent first.
-        reaper_rate: How often idle connections and leaks are looked at.
+        reap_interval: How often idle connections and leaks are looked at.
         discard_on_exception: A with-block that raised costs its connection (diesel's rule).
         detect_deadlock: Raise PoolDeadlock where every holder waits for another connection.
         guard: Lend a proxy that refuses use after release (for tests and staging: some 600 ns an attribute).
         leak_threshold: Report a lease held longer than this, with the stack that took it.
         name: Shown in errors, logs, task names and metrics.
-        customizer: An object with ``async on_acquire(conn)`` and/or ``async on_release(conn)``.
+        customizer: An object with ``async on_connect(conn)`` and/or ``async on_close(conn)``.
         error_sink: Called with each error that reaches no caller. None: they go to the logger ``pool_core``.
         listeners: Called with each event.
     """
@@ -114,7 +114,7 @@ class PoolConfig:
     max_connecting: int = 3
     retry_connection: bool = True
     queue_strategy: QueueStrategy = QueueStrategy.LIFO
-    reaper_rate: float = 30.0
+    reap_interval: float = 30.0
     discard_on_exception: bool = False
     detect_deadlock: bool = True
     guard: bool = False
@@ -181,7 +181,7 @@ _TIMES = (
     ("validation_timeout", False, True),
     ("reset_timeout", False, True),
     ("close_timeout", False, True),
-    ("reaper_rate", False, False),
+    ("reap_interval", False, False),
     ("leak_threshold", False, True),
 )
 _FLAGS = ("test_on_check_out", "retry_connection", "discard_on_exception", "detect_deadlock", "guard")
@@ -243,7 +243,7 @@ def _callables(listeners: Any) -> tuple[Callable[[Event], object], ...]:
 def _check_customizer(customizer: object) -> None:
     if customizer is None:
         return
-    hooks = [getattr(customizer, hook, None) for hook in ("on_acquire", "on_release")]
+    hooks = [getattr(customizer, hook, None) for hook in ("on_connect", "on_close")]
     if not any(callable(hook) for hook in hooks):
-        msg = f"customizer={customizer!r}: must have a method on_acquire(conn), on_release(conn), or both"
+        msg = f"customizer={customizer!r}: must have a method on_connect(conn), on_close(conn), or both"
         raise TypeError(msg)

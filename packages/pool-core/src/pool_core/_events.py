@@ -9,23 +9,23 @@ if TYPE_CHECKING:
     from ._statistics import CloseReason
 
 __all__ = [
-    "Acquired",
     "CheckedIn",
     "CheckedOut",
+    "Closed",
     "ConnectFailed",
+    "Connected",
     "Event",
     "Leaked",
-    "Released",
     "ResetFailed",
     "TimedOut",
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Acquired:
+class Connected:
     """A new connection joined the pool. Ids are unique in the process and increase.
 
-    ``took``: the seconds that its connect lasted, with ``on_acquire``; None for one that was added.
+    ``took``: the seconds that its connect lasted, with ``on_connect``; None for one that was added.
     """
 
     connection_id: int
@@ -33,7 +33,7 @@ class Acquired:
 
 
 @dataclass(frozen=True, slots=True)
-class Released:
+class Closed:
     """The pool decided to close a connection. ``age`` in seconds since it joined."""
 
     connection_id: int
@@ -88,4 +88,4 @@ class Leaked:
     stack: str | None
 
 
-Event = Acquired | Released | CheckedOut | CheckedIn | TimedOut | ConnectFailed | ResetFailed | Leaked
+Event = Connected | Closed | CheckedOut | CheckedIn | TimedOut | ConnectFailed | ResetFailed | Leaked

@@ -166,7 +166,7 @@ class PooledConnection(Generic[C]):
         self._end(raised=False, discard=True)
 
     def detach(self) -> C:
-        """Take the connection out of the pool for good: the caller closes it; ``on_release`` does not run."""
+        """Take the connection out of the pool for good: the caller closes it; ``on_close`` does not run."""
         self._pool._tasks.check_loop()
         slot = self._held()
         self._slot = _OVER

@@ -71,10 +71,10 @@ class SupportsTransient(Protocol):
 class ConnectionCustomizer(Protocol[C_contra]):
     """Hooks at both ends of a connection's life (r2d2's ``CustomizeConnection``). Either method may be left out."""
 
-    async def on_acquire(self, conn: C_contra, /) -> None:
+    async def on_connect(self, conn: C_contra, /) -> None:
         """Prepare a new connection, within ``create_timeout``. Raising makes it a failed connect."""
         ...
 
-    async def on_release(self, conn: C_contra, /) -> None:
+    async def on_close(self, conn: C_contra, /) -> None:
         """Run before the pool closes a connection, within ``close_timeout``."""
         ...

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._errors import ForkedPool
-from ._events import Acquired, CheckedIn, CheckedOut
+from ._events import CheckedIn, CheckedOut, Connected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,7 +94,7 @@ def duration(event: Event) -> tuple[Metric, float] | None:
         return WAIT_TIME, event.waited
     if isinstance(event, CheckedIn):
         return USE_TIME, event.held
-    if isinstance(event, Acquired) and event.took is not None:
+    if isinstance(event, Connected) and event.took is not None:
         return CREATE_TIME, event.took
     return None
 

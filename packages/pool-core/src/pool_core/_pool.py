@@ -170,7 +170,7 @@ class Pool(Generic[C]):
         return DedicatedConnection(self._tasks)
 
     def add(self, conn: C) -> None:
-        """Put a connection that was opened elsewhere into the pool. ``on_acquire`` does not run for it.
+        """Put a connection that was opened elsewhere into the pool. ``on_connect`` does not run for it.
 
         Raises:
             BrokenConnection: has_broken is true. It carries the connection back, as does

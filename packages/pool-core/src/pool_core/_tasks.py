@@ -51,7 +51,7 @@ BEATS = 8
 """Beats of the warm path's clock in the shortest time that it has to tell."""
 
 _SILENT = (CloseReason.LEAKED, CloseReason.DETACHED)
-"""After these on_release does not run."""
+"""After these on_close does not run."""
 
 _next_id = iter(range(1, sys.maxsize)).__next__  # ids are unique in the process, as r2d2's
 
@@ -216,8 +216,8 @@ class PoolTasks(Generic[C]):
         self.reset: Callable[[C], Awaitable[None] | None] | None = getattr(manager, "reset", None)
         self._terminate_verb: Callable[[C], None] | None = getattr(manager, "terminate", None)
         self._transient_verb: Callable[[Exception], bool] | None = getattr(manager, "is_transient", None)
-        self._on_acquire = getattr(config.customizer, "on_acquire", None)
-        self._on_release = getattr(config.customizer, "on_release", None)
+        self._on_connect = getattr(config.customizer, "on_connect", None)
+        self._on_close = getattr(config.customizer, "on_close", None)
         self._listeners = tuple(config.listeners)
         self.state: PoolState[C] = PoolState(config, self.is_broken, _next_id)
         self.life: Literal["new", "opening", "open", "closing", "closed"] = "new"
@@ -801,7 +801,7 @@ class PoolTasks(Generic[C]):
         if slot in self.state.slots:
             self.state.detach(slot, now)
             if self._listeners:
-                self.emit(_events().Released(slot.id, now - slot.born, CloseReason.DETACHED))
+                self.emit(_events().Closed(slot.id, now - slot.born, CloseReason.DETACHED))
         self.after()
 
     def _reset_done(self, slot: Slot[C], call: Call, error: BaseException | None, _: Any) -> None:
@@ -859,14 +859,14 @@ class PoolTasks(Generic[C]):
             return
         assert slot.mark is not None
         if self._listeners:
-            self.emit(_events().Released(slot.id, self._now() - slot.born, slot.mark))
+            self.emit(_events().Closed(slot.id, self._now() - slot.born, slot.mark))
         if (under_way := self._calls.pop(slot, None)) is not None:
             # A test or reset that nobody waits for any more: it ends by itself, or is abandoned.
             self._calls[under_way] = under_way
             under_way.end()
         if order is Order.TERMINATE:
             terminated = self._terminate(slot)
-            if self._final or (terminated and (self._on_release is None or slot.mark in _SILENT)):
+            if self._final or (terminated and (self._on_close is None or slot.mark in _SILENT)):
                 if not terminated:
                     self._abandoned(f"connection #{slot.id}")
                 self.state.gone(slot, self._now())
@@ -913,8 +913,8 @@ class PoolTasks(Generic[C]):
     async def _open_one(self) -> C:
         conn = await self.manager.connect()
         try:
-            if self._on_acquire is not None and not self.is_broken(conn):
-                await self._on_acquire(conn)
+            if self._on_connect is not None and not self.is_broken(conn):
+                await self._on_connect(conn)
             if self.is_broken(conn):  # from the first, or by what the hook did to it
                 msg = "the new connection is broken already: has_broken is true"
                 raise ConnectionError(msg)
@@ -932,7 +932,7 @@ class PoolTasks(Generic[C]):
             self._outage = 0
             slot = state.put(approval, conn, now, self._lifetime())
             if self._listeners:
-                self.emit(_events().Acquired(slot.id, now - approval.since))
+                self.emit(_events().Connected(slot.id, now - approval.since))
             return
         if error is None:
             self._dispose(conn)
@@ -956,7 +956,7 @@ class PoolTasks(Generic[C]):
         """Take a connection in. False: no room."""
         slot = self.state.add(conn, self._now(), self._lifetime())
         if slot is not None and self._listeners:
-            self.emit(_events().Acquired(slot.id))
+            self.emit(_events().Connected(slot.id))
         self.after()
         return slot is not None
 
@@ -1059,11 +1059,11 @@ class PoolTasks(Generic[C]):
         self.state.tested(slot, self._now(), valid=valid, timed_out=call.ended)
 
     async def _goodbye(self, slot: Slot[C]) -> None:
-        if self._on_release is not None and slot.mark not in _SILENT:
+        if self._on_close is not None and slot.mark not in _SILENT:
             try:
-                await self._on_release(slot.conn)
+                await self._on_close(slot.conn)
             except Exception as error:  # noqa: BLE001 - whatever a hook raises
-                self.hook_failed(error, f"on_release of connection #{slot.id} raised")
+                self.hook_failed(error, f"on_close of connection #{slot.id} raised")
         if not slot.terminated:
             await self.manager.close(slot.conn)
 
@@ -1090,7 +1090,7 @@ class PoolTasks(Generic[C]):
     def _dispose(self, conn: C, *, gently: bool = False) -> None:
         """Get rid of a connection outside the pool: one that came too late, or a dedicated one."""
         slot = Slot(conn, 0, 0.0, inf)
-        slot.mark = CloseReason.DETACHED  # no on_release
+        slot.mark = CloseReason.DETACHED  # no on_close
         dead = self.loop.is_closed()
         if (gently and not dead) or not self._terminate(slot):
             if dead:
@@ -1139,10 +1139,10 @@ class PoolTasks(Generic[C]):
         """It runs only where it has something to look at."""
         config = self.config
         if self._reaper is None and (config.idle_timeout is not None or config.min_idle or config.leak_threshold):
-            self._reaper = self.loop.call_later(config.reaper_rate, self._reap, context=self._context)
+            self._reaper = self.loop.call_later(config.reap_interval, self._reap, context=self._context)
 
     def _reap(self) -> None:
-        self._reaper = self.loop.call_later(self.config.reaper_rate, self._reap, context=self._context)
+        self._reaper = self.loop.call_later(self.config.reap_interval, self._reap, context=self._context)
         now = self.loop.time()
         self.state.reap(now)
         if (threshold := self.config.leak_threshold) is not None:

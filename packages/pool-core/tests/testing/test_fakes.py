@@ -316,13 +316,13 @@ def test_hooks_are_scripted_and_logged_like_verbs() -> None:
     """The customizer can fail and hang like the rest."""
 
     async def main() -> None:
-        hooks = ScriptedCustomizer(on_acquire=[OK, OSError("hook")], on_release=Delay(2))
+        hooks = ScriptedCustomizer(on_connect=[OK, OSError("hook")], on_close=Delay(2))
         conn = FakeConnection(7)
-        await hooks.on_acquire(conn)
+        await hooks.on_connect(conn)
         with pytest.raises(OSError, match="hook"):
-            await hooks.on_acquire(conn)
-        await hooks.on_release(conn)
-        assert hooks.log == [(0.0, "on_acquire", 7), (0.0, "on_acquire", 7), (0.0, "on_release", 7)]
+            await hooks.on_connect(conn)
+        await hooks.on_close(conn)
+        assert hooks.log == [(0.0, "on_connect", 7), (0.0, "on_connect", 7), (0.0, "on_close", 7)]
         assert asyncio.get_running_loop().time() == 2
 
     run(main)

@@ -356,7 +356,7 @@ class WatchedConnection(aiosqlite.Connection):
     # --- the session --------------------------------------------------------------------------------------------------
 
     def await_setup(self) -> None:
-        """Keep what the task that opened the connection changes until it ends: in a pool that is on_acquire.
+        """Keep what the task that opened the connection changes until it ends: in a pool that is on_connect.
 
         So a customizer's PRAGMAs and functions are not wiped as a borrower's. A task that opens connections by hand,
         and is still there when the connection is first wiped or used by another one, has set nothing up.
@@ -581,7 +581,7 @@ def _cleared(method: str) -> tuple[Any, ...]:
     if (args := _HOOKS[method]) is None:
         msg = (
             f"the borrower called {method}, which cannot be undone: the connection is closed. What all borrowers may"
-            " share belongs into on_acquire of the pool's customizer"
+            " share belongs into on_connect of the pool's customizer"
         )
         raise sqlite3.ProgrammingError(msg)
     return args

@@ -135,7 +135,7 @@ class SqliteConnectionManager:
 
         Wiped: an open transaction, half-read cursors, attached databases, temporary tables and what belongs to them,
         PRAGMAs of the connection, row_factory, text_factory, isolation_level, autocommit, the authorizer, progress
-        handler and trace callback. What a customizer's on_acquire set up stays. Within a test transaction: only a
+        handler and trace callback. What a customizer's on_connect set up stays. Within a test transaction: only a
         BEGIN left open, cursors and the two factories.
 
         Raises:

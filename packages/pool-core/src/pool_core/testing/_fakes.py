@@ -583,23 +583,23 @@ class ScriptedCustomizer:
     """A customizer whose hooks do what the test says; scripts as in :class:`ScriptedManager`.
 
     Args:
-        on_acquire, on_release: the scripts.
+        on_connect, on_close: the scripts.
 
     Attributes:
         log: every :class:`Call`, in order.
     """
 
-    def __init__(self, *, on_acquire: object = OK, on_release: object = OK) -> None:
+    def __init__(self, *, on_connect: object = OK, on_close: object = OK) -> None:
         self.log: list[Call] = []
-        self._on_acquire = _Script("on_acquire", on_acquire, synchronous=False)
-        self._on_release = _Script("on_release", on_release, synchronous=False)
+        self._on_connect = _Script("on_connect", on_connect, synchronous=False)
+        self._on_close = _Script("on_close", on_close, synchronous=False)
 
-    async def on_acquire(self, conn: FakeConnection, /) -> None:
+    async def on_connect(self, conn: FakeConnection, /) -> None:
         """Whatever the script says."""
-        self.log.append(Call(_now(), "on_acquire", conn.id))
-        await _perform(self._on_acquire.next(conn), lambda: None)
+        self.log.append(Call(_now(), "on_connect", conn.id))
+        await _perform(self._on_connect.next(conn), lambda: None)
 
-    async def on_release(self, conn: FakeConnection, /) -> None:
+    async def on_close(self, conn: FakeConnection, /) -> None:
         """Whatever the script says."""
-        self.log.append(Call(_now(), "on_release", conn.id))
-        await _perform(self._on_release.next(conn), lambda: None)
+        self.log.append(Call(_now(), "on_close", conn.id))
+        await _perform(self._on_close.next(conn), lambda: None)
