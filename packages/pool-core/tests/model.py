@@ -10,7 +10,7 @@ from typing import Any
 
 from pool_core import CloseReason
 from pool_core._config import PoolConfig
-from pool_core._state import Approval, Order, PoolState, Slot, Waiter
+from pool_core._state import DISCARD, RAISED, UNUSED, Approval, Order, PoolState, Slot, Waiter
 
 
 class Conn:
@@ -68,6 +68,7 @@ class World:
         self.adds = adds
         self.config = PoolConfig(**options)
         self.state: PoolState[Conn] = PoolState(self.config, is_broken, Counter())
+        self.state.wipes = resets
         self.gets: list[Get] = []  # those that wait or hold
         self.made = 0
         self.state.open(self.now, starting=False)
@@ -82,15 +83,15 @@ class World:
 
     def carry_out(self) -> None:
         """Orders are kept as facts of the state: a connect is an approval, a test is in `validating`."""
-        self.minted = sum(order is Order.CONNECT for order, _ in self.state.orders)
-        for order, subject in self.state.orders:
+        work = self.state.take_work()
+        self.minted = sum(order is Order.CONNECT for order, _ in work)
+        for order, subject in work:
             if order is Order.CONNECT:
                 assert subject in self.state.approvals
             elif order is Order.TEST:
                 assert subject in self.state.validating
-            else:
+            elif order in (Order.CLOSE, Order.TERMINATE):
                 assert subject in self.state.closing
-        self.state.orders.clear()
 
     def operations(self) -> list[tuple[Any, ...]]:
         """Everything that may happen now."""
@@ -106,8 +107,6 @@ class World:
             elif isinstance(get.answer, Slot):
                 ops += [("release", index, how) for how in ("clean", "broken", "raised", "discard")]
                 ops += [("put_back", index), ("detach", index), ("leak", index)]
-                if state.plain and get.answer.mark is None and not get.answer.conn.broken:
-                    ops.append(("pass_on", index))
             else:
                 ops.append(("go_on", index))
         for index in range(len(state.approvals)):
@@ -153,7 +152,7 @@ class World:
             slot.holder = get
             get.answer = slot
             slot.uses += 1
-        elif not (self.state.queue_up(get, self.now) or self.state.enqueue(get, self.now)):
+        elif not self.state.enqueue(get, self.now):
             return
         self.gets.append(get)
 
@@ -185,21 +184,12 @@ class World:
         slot.conn.broken = slot.conn.broken or how == "broken"
         if slot not in self.state.slots:
             return  # terminated by close()
-        if self.state.give_back(slot, self.now, raised=how == "raised", discard=how == "discard"):
-            if self.resets:
-                self.state.begin_reset(slot, self.now)
-            else:
-                self.state.restock(slot, self.now)
-
-    def do_pass_on(self, index: int) -> None:
-        slot = self.gets.pop(index).answer
-        if self.resets:
+        flags = {"raised": RAISED, "discard": DISCARD}.get(how, 0)
+        if self.state.give_back(slot, self.now, flags):
             self.state.begin_reset(slot, self.now)
-        elif not (self.state.live and self.state.hand(slot, self.now)):
-            self.state.shelve(slot, self.now)
 
     def do_put_back(self, index: int) -> None:
-        self.state.put_back(self.gets.pop(index).answer, self.now)
+        self.state.give_back(self.gets.pop(index).answer, self.now, UNUSED)
 
     def do_detach(self, index: int) -> None:
         slot = self.gets.pop(index).answer
@@ -236,20 +226,22 @@ class World:
         [*self.state.fresh, *self.state.stale][index].conn.broken = True
 
     def do_age(self) -> None:
-        self.now += 1.0
-        self.state.look(self.now)  # the alarm of a back-off, should there be one
-        self.state.beat(self.now)
+        self.wake(1.0)
 
     def do_expire(self) -> None:
         """The oldest connection's lifetime is over."""
         slot = min(self.state.slots, key=lambda slot: (slot.expires_at, slot.id))
         slot.expires_at = self.state.next_expiry = self.now
-        self.state.look(self.now)
+        self.wake(0.0)
 
     def do_later(self) -> None:
         """Enough time for tests and resets to be slow, and for a back-off to end; as the alarm would fire."""
-        self.now += 2.5
-        self.state.look(self.now)
+        self.wake(2.5)
+
+    def wake(self, seconds: float) -> None:
+        """Let time pass, and ring the alarm as the shell would."""
+        self.now += seconds
+        self.state.wake(self.now, self.state.overdue(self.now))
 
     def do_evict(self) -> None:
         self.state.evict(None, self.now)
@@ -259,7 +251,8 @@ class World:
         self.state.resize(self.config, self.now)
 
     def do_reap(self) -> None:
-        self.state.reap(self.now)
+        self.state.reap_at = self.now
+        self.wake(0.0)
 
     def do_add(self) -> None:
         self.adds -= 1
@@ -286,6 +279,7 @@ class World:
     def check(self) -> None:
         state = self.state
         state.check_invariants()
+        assert not state.is_open or state.due <= state.wake_at(), "the alarm would come too late"
         now = state.snapshot()
         total = now.idle + now.in_use + now.opening + now.validating + now.resetting + now.closing
         # Not at any time: after a shrink the surplus drains.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pool_core import ForkedPool, Pool, PoolClosed, PoolOverloaded, PoolTimeout
 from pool_core._pool import _after_fork_in_child
+from pool_core._state import UNUSED
 from pool_core.testing import NEVER, OK, Delay, ScriptedManager, SwallowCancel, run
 
 from .helpers import books, closed, hold, turns, virtual
@@ -528,7 +529,7 @@ async def test_a_lease_lost_in_the_tick_of_the_close_is_no_leak() -> None:
     slot = lease._slot
     await pool.close(0)
     pool._tasks.reclaim(slot)
-    pool._state.put_back(slot, 0.0)
+    pool._state.give_back(slot, 0.0, UNUSED)
     lease.release()
     closed(pool, pool_closed=1)
 

@@ -42,8 +42,10 @@ def test_the_state_knows_no_loop_no_clock_no_chance_and_no_threads() -> None:
         "__future__",
         "collections",
         "enum",
+        "heapq",
         "math",
         "typing",
+        "._deadlock",
         "._statistics",
     }
     assert "await" not in {
@@ -52,14 +54,17 @@ def test_the_state_knows_no_loop_no_clock_no_chance_and_no_threads() -> None:
 
 
 def test_arrows_point_down_only() -> None:
-    """errors, statistics, events, config; state; tasks; lease; pool; face."""
+    """errors, statistics, events, config; state; hooks, calls; tasks; lease; pool; face."""
     order = [
         "_errors",
         "_statistics",
         "_events",
         "_manager",
         "_config",
+        "_deadlock",
         "_state",
+        "_hooks",
+        "_call",
         "_tasks",
         "_lease",
         "_registry",

@@ -13,6 +13,7 @@ from ._errors import (
     PoolFull,
     PoolOverloaded,
     PoolTimeout,
+    PoolUnavailable,
     WrongEventLoop,
 )
 from ._lease import DedicatedConnection, PooledConnection
@@ -58,6 +59,7 @@ __all__ = [
     "PoolOptions",
     "PoolOverloaded",
     "PoolTimeout",
+    "PoolUnavailable",
     "PooledConnection",
     "QueueStrategy",
     "ResetFailed",

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ._events import Event
 
@@ -49,6 +49,7 @@ class PoolOptions(TypedDict, Generic[C], total=False):
     reap_interval: float
     discard_on_exception: bool
     detect_deadlock: bool
+    deadlock_after: float
     guard: bool
     leak_threshold: float | None
     name: str
@@ -89,6 +90,8 @@ class PoolConfig:
         reap_interval: How often idle connections and leaks are looked at.
         discard_on_exception: A with-block that raised costs its connection (diesel's rule).
         detect_deadlock: Raise PoolDeadlock where every holder waits for another connection.
+        deadlock_after: Raise it when nothing at all has moved in such a pool for this many seconds: a block may still be
+            ended by another task.
         guard: Lend a proxy that refuses use after release (for tests and staging: some 600 ns an attribute).
         leak_threshold: Report a lease held longer than this, with the stack that took it.
         name: Shown in errors, logs, task names and metrics.
@@ -117,6 +120,7 @@ class PoolConfig:
     reap_interval: float = 30.0
     discard_on_exception: bool = False
     detect_deadlock: bool = True
+    deadlock_after: float = 1.0
     guard: bool = False
     leak_threshold: float | None = None
     name: str = "pool"
@@ -183,6 +187,7 @@ _TIMES = (
     ("close_timeout", False, True),
     ("reap_interval", False, False),
     ("leak_threshold", False, True),
+    ("deadlock_after", False, False),
 )
 _FLAGS = ("test_on_check_out", "retry_connection", "discard_on_exception", "detect_deadlock", "guard")
 
@@ -190,6 +195,42 @@ _FLAGS = ("test_on_check_out", "retry_connection", "discard_on_exception", "dete
 def option_names() -> tuple[str, ...]:
     """Every option's name, in the order of their definition."""
     return tuple(field.name for field in fields(PoolConfig))
+
+
+_FOREIGN = {
+    "min_size": "min_idle",
+    "minsize": "min_idle",
+    "maxsize": "max_size",
+    "pool_size": "max_size",
+    "max_overflow": "max_size (connections are never opened beyond it)",
+    "timeout": "connection_timeout (or get(timeout=...) for one call)",
+    "pool_timeout": "connection_timeout",
+    "acquire_timeout": "connection_timeout",
+    "pool_recycle": "max_lifetime",
+    "max_inactive_connection_lifetime": "idle_timeout",
+    "max_idle": "idle_timeout",
+    "max_queries": "max_uses",
+    "pool_pre_ping": "test_on_check_out",
+    "reaper_rate": "reap_interval",
+    "num_workers": "max_connecting",
+}
+"""What other pools call an option, and what it is here."""
+
+
+def check_names(options: Mapping[str, object]) -> None:
+    """Refuse an option that there is not, and name the one that is meant."""
+    known = option_names()
+    for name in options:
+        if name in known:
+            continue
+        meant = _FOREIGN.get(name)
+        if meant is None:
+            import difflib  # rarely needed
+
+            meant = next(iter(difflib.get_close_matches(name, known, 1, 0.6)), None)
+        hint = f"use {meant}" if meant else f"the options are {', '.join(known)}"
+        msg = f"{name}: the pool has no such option; {hint}"
+        raise TypeError(msg)
 
 
 def check_timeout(name: str, value: float) -> None:

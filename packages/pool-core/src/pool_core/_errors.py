@@ -1,4 +1,7 @@
-"""Every error that the pool raises: one root, and no text that could show a secret."""
+"""Every error that the pool raises: one root, and no text that could show a secret.
+
+Each survives ``pickle`` and ``copy`` with its attributes: a ProcessPoolExecutor breaks on an error that does not.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ __all__ = [
     "PoolFull",
     "PoolOverloaded",
     "PoolTimeout",
+    "PoolUnavailable",
     "WrongEventLoop",
 ]
 
@@ -27,7 +31,14 @@ class PoolError(Exception):
     """The root of all errors that the pool itself raises."""
 
 
-class PoolTimeout(PoolError, TimeoutError):
+class PoolUnavailable(PoolError):
+    """No connection can be had now, through no mistake of the program: what a web service answers with 503.
+
+    The base of PoolTimeout (with PoolDeadlock), PoolOverloaded, ConnectError and PoolClosed.
+    """
+
+
+class PoolTimeout(PoolUnavailable, TimeoutError):
     """No connection came within the time given. ``__cause__`` is the last connect error since the last success.
 
     Attributes:
@@ -36,7 +47,9 @@ class PoolTimeout(PoolError, TimeoutError):
         state: the pool's numbers at that moment.
     """
 
-    def __init__(self, message: str, *, phase: Phase, waited: float, state: State) -> None:
+    def __init__(
+        self, message: str = "", *, phase: Phase = "queue", waited: float = 0.0, state: State | None = None
+    ) -> None:
         super().__init__(message)
         self.phase = phase
         self.waited = waited
@@ -50,15 +63,15 @@ class PoolDeadlock(PoolTimeout):
     """
 
 
-class PoolClosed(PoolError):
+class PoolClosed(PoolUnavailable):
     """The pool is not open: never opened, closing or closed."""
 
 
-class PoolOverloaded(PoolError):
+class PoolOverloaded(PoolUnavailable):
     """More gets are waiting than ``max_waiting`` allows."""
 
 
-class ConnectError(PoolError):
+class ConnectError(PoolUnavailable):
     """Connecting failed in a way that waiting will not heal. ``__cause__`` is the driver's own error."""
 
 
@@ -71,7 +84,7 @@ class ForkedPool(PoolError):
 
 
 class _Refused(PoolError):
-    def __init__(self, message: str, connection: Any) -> None:
+    def __init__(self, message: str = "", connection: Any = None) -> None:
         super().__init__(message)
         self.connection = connection
 

@@ -10,12 +10,13 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ._errors import PoolError
-from ._state import Slot
+from ._state import DISCARD, IDLE, LENT, RAISED, Slot
 from ._statistics import CloseReason
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Hashable
     from types import TracebackType
+    from typing import NoReturn
 
     from ._pool import Pool
     from ._tasks import PoolTasks
@@ -65,17 +66,18 @@ class PooledConnection(Generic[C]):
         ):
             slot = state.pop()
             conn = slot.conn
+            raised: BaseException | None = None
             try:
-                broken = pool._has_broken(conn)
-            except Exception:  # noqa: BLE001 - raising means broken; the slow path asks again, counts and reports it
-                broken = True
-            if not broken:
-                slot.holder = task
-                slot.stamp = state.tick
-                slot.uses += 1
-                self._slot = slot
-                return conn
-            pool._tasks.found_broken(slot)
+                if not pool._has_broken(conn):
+                    slot.holder = task
+                    slot.state = LENT
+                    slot.stamp = state.tick
+                    slot.uses += 1
+                    self._slot = slot
+                    return conn
+            except BaseException as error:  # noqa: BLE001 - raising means broken, also where its answer has no truth
+                raised = error
+            pool._tasks.found_broken(slot, raised)
         elif self._slot is not _NEW:  # acquired by `await` already
             pool._tasks.check_loop()
             return self.conn
@@ -102,16 +104,18 @@ class PooledConnection(Generic[C]):
         if kind is None and slot.mark is None:
             if not state.slow:
                 try:
-                    broken = pool._has_broken(slot.conn)
-                except Exception:  # noqa: BLE001 - raising means broken; the slow path asks again, counts and reports it
-                    broken = True
-                if not broken:
-                    if pool._reset is None or pool._tasks.wipe(slot):
-                        slot.holder = None
-                        slot.stamp = state.tick
-                        state.fresh.append(slot)
+                    if not pool._has_broken(slot.conn):
+                        if pool._reset is None or pool._tasks.wipe(slot):
+                            slot.holder = None
+                            slot.state = IDLE
+                            slot.stamp = state.tick
+                            state.fresh.append(slot)
+                        return
+                except BaseException as raised:  # noqa: BLE001 - raising means broken
+                    pool._tasks.give_back(slot, 0, raised)
                     return
-            elif state.plain and pool._tasks.pass_on(slot):
+            elif state.plain:
+                pool._tasks.give_back(slot)
                 return
         if slot is not _OVER and slot is not _NEW:
             tasks = pool._tasks
@@ -119,10 +123,10 @@ class PooledConnection(Generic[C]):
                 if kind is None:  # else the child's own error goes first
                     tasks.check_fork()
             elif kind is None:
-                tasks.give_back(slot, raised=False)
+                tasks.give_back(slot)
             else:  # perhaps a coroutine that is dropped, in any thread
-                discard = tasks.config.discard_on_exception
-                tasks.in_loop(partial(tasks.give_back, slot, raised=True, discard=discard))
+                how = RAISED | DISCARD if tasks.config.discard_on_exception else RAISED
+                tasks.in_loop(partial(tasks.give_back, slot, how))
 
     def __await__(self) -> Generator[Any, Any, PooledConnection[C]]:
         return self._acquire().__await__()
@@ -194,7 +198,16 @@ class PooledConnection(Generic[C]):
         else:
             tasks.check_loop()  # before anything of the connection is touched; the lease stays held
         self._slot = _OVER
-        tasks.give_back(slot, raised=raised, discard=discard)
+        if tasks.loop.is_closed():
+            tasks.reclaim(slot)
+            return
+        slot.loose = False
+        tasks.give_back(slot, (RAISED if raised else 0) | (DISCARD if discard else 0))
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        """Refuse to be copied or pickled: a connection has one borrower."""
+        msg = "a lease cannot be copied or pickled: each borrower gets a connection of its own by pool.get()"
+        raise TypeError(msg)
 
     def __repr__(self) -> str:
         slot = self._slot

@@ -10,7 +10,7 @@ import weakref
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from ._config import PoolConfig, PoolOptions, check_timeout
+from ._config import PoolConfig, PoolOptions, check_names, check_timeout
 from ._errors import BrokenConnection, PoolFull
 from ._lease import DedicatedConnection, PooledConnection
 from ._tasks import PoolTasks
@@ -18,7 +18,7 @@ from ._tasks import PoolTasks
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import Self, Unpack
+    from typing import NoReturn, Self, Unpack
 
     from ._events import Event
     from ._manager import ConnectionManager
@@ -52,6 +52,7 @@ class Pool(Generic[C]):
     __slots__ = ("__weakref__", "_has_broken", "_loop", "_reset", "_state", "_tasks", "_thread")
 
     def __init__(self, manager: ConnectionManager[C], /, **options: Unpack[PoolOptions[C]]) -> None:
+        check_names(options)
         config = PoolConfig(**options)
         _check_manager(manager)
         self._tasks = PoolTasks(manager, config)
@@ -180,8 +181,12 @@ class Pool(Generic[C]):
         tasks = self._tasks
         tasks.check_open()
         if tasks.is_broken(conn):
+            tasks.hooks.tell()
             msg = f"{tasks.label}: the connection to add is broken (has_broken is true): it is yours to close"
             raise BrokenConnection(msg, conn)
+        if any(slot.conn is conn for slot in tasks.state.slots):
+            msg = f"{tasks.label}: the connection to add is in the pool already"
+            raise ValueError(msg)
         if not tasks.add(conn):
             msg = f"{tasks.label} is full (max_size={tasks.config.max_size}): the connection to add is yours to close"
             raise PoolFull(msg, conn)
@@ -205,6 +210,9 @@ class Pool(Generic[C]):
             How many open connections are retired.
         """
         self._tasks.check_open()
+        if inspect.iscoroutinefunction(predicate):
+            msg = f"predicate={predicate!r}: must be an ordinary function that returns at once"
+            raise TypeError(msg)
         return self._tasks.evict(predicate)
 
     # -- looking
@@ -246,6 +254,11 @@ class Pool(Generic[C]):
         tasks = self._tasks
         life = "forked" if tasks.forked else tasks.life
         return f"<Pool {tasks.config.name!r} {life}: {tasks.numbers()}>"
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        """Refuse to be copied or pickled: two owners would each close the connections of the other."""
+        msg = "a Pool cannot be copied or pickled: share the one object, or make another with the same options"
+        raise TypeError(msg)
 
     def __del__(self) -> None:
         tasks: PoolTasks[C] | None = getattr(self, "_tasks", None)

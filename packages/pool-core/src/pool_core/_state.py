@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from ._deadlock import count_blocked_holders, newest_blocked_holder
 from ._statistics import CloseReason, State, Statistics
 
 if TYPE_CHECKING:
@@ -32,8 +34,36 @@ PROBE_PATIENCE = 2.0
 """While backing off one connect at a time probes; an older one no longer counts as that one."""
 CLOSED = 1 << 60
 """How many idle ones the warm path must leave when it may take none."""
+BEATS = 8
+"""Beats of the warm path's clock in the shortest time that it has to tell."""
 SWEEP_LEAST = 32
 """Dead waiters are swept when they outnumber the living, but not for fewer than this."""
+
+
+OPENING, IDLE, VALIDATING, LENT, RESETTING, CLOSING, GONE = (
+    "opening",
+    "idle",
+    "validating",
+    "lent",
+    "resetting",
+    "closing",
+    "gone",
+)
+RAISED, DISCARD, BROKEN, UNUSED = 1, 2, 4, 8
+"""How a lease ended: by an exception, to be closed, found broken, never used."""
+CHANGES = {
+    OPENING: {IDLE, LENT, CLOSING},
+    IDLE: {VALIDATING, LENT, CLOSING},
+    VALIDATING: {IDLE, LENT, CLOSING},
+    LENT: {IDLE, LENT, RESETTING, CLOSING, GONE},
+    RESETTING: {IDLE, LENT, CLOSING},
+    CLOSING: {GONE},
+    GONE: set(),
+}
+"""Which state of a connection may follow which. From lent to gone: it was detached; to lent: it was handed on.
+
+The tests look at every change (a descriptor in the place of ``Slot.state``), so that it costs no program a thing.
+"""
 
 
 class Order(Enum):
@@ -43,6 +73,9 @@ class Order(Enum):
     TEST = "test"
     CLOSE = "close"
     TERMINATE = "terminate"
+    STARTED = "started"
+    FIND_LEAKS = "find leaks"
+    DEADLOCK = "deadlock"
 
 
 class Slot(Generic[C]):
@@ -58,6 +91,7 @@ class Slot(Generic[C]):
         "mark",
         "stack",
         "stamp",
+        "state",
         "suspect",
         "terminated",
         "uses",
@@ -68,6 +102,7 @@ class Slot(Generic[C]):
         self.id = ident
         self.born = now
         self.expires_at = expires_at
+        self.state = OPENING
         self.stamp = now  # idle: last used or tested; lent: since when
         self.uses = 0
         self.holder: Any = None  # the task that has it, while it is lent
@@ -81,10 +116,11 @@ class Slot(Generic[C]):
 class Trial(Generic[C]):
     """A test or a reset under way."""
 
-    __slots__ = ("late", "since", "waiter")
+    __slots__ = ("late", "late_at", "since", "waiter")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, last: float) -> None:
         self.since = now
+        self.late_at = now + max(SLOW_FLOOR, SLOW_FACTOR * last)
         self.late = False  # it is slower than usual: it counts as supply no longer
         self.waiter: Waiter[C] | None = None  # whom a test is for
 
@@ -105,10 +141,12 @@ class Approval(Generic[C]):
 class Waiter(Generic[C]):
     """A get that waits. The shell's subclass answers; these marks are the state's own."""
 
-    __slots__ = ("approval", "direct", "idle_only", "patient", "queued", "task", "test")
+    __slots__ = ("approval", "deadline", "direct", "idle_only", "patient", "queued", "started", "task", "test")
 
     def __init__(self, task: Any = None, *, idle_only: bool = False, patient: bool = True) -> None:
         self.task = task
+        self.started = 0.0
+        self.deadline = inf
         self.queued = False
         self.approval: Approval[C] | None = None
         self.test: Trial[C] | None = None
@@ -130,14 +168,21 @@ class PoolState(Generic[C]):
 
     __slots__ = (
         "_beaten",
+        "_bounded",
         "_bypass",
+        "_detects",
+        "_given",
         "_last_reset",
         "_last_test",
         "_late_resets",
         "_late_tests",
+        "_left_at",
         "_next_id",
+        "_number",
         "_paused",
+        "_period",
         "_pop_stale",
+        "_queue_at",
         "_swept_at",
         "_tests_always",
         "_tries",
@@ -145,12 +190,15 @@ class PoolState(Generic[C]):
         "abandoned",
         "added",
         "approvals",
+        "beat_at",
         "closed",
         "closing",
         "config",
         "connects_failed",
         "created",
+        "due",
         "extensions",
+        "failed",
         "failures",
         "floor",
         "fresh",
@@ -159,8 +207,8 @@ class PoolState(Generic[C]):
         "gets_failed",
         "gets_timed_out",
         "gets_waited",
+        "has_broken",
         "hook_errors",
-        "is_broken",
         "is_open",
         "last_error",
         "live",
@@ -168,27 +216,38 @@ class PoolState(Generic[C]):
         "min_idle",
         "next_expiry",
         "observed",
-        "orders",
         "parked",
         "plain",
         "pop",
+        "reap_at",
         "resetting",
         "retry_at",
         "slots",
         "slow",
         "stale",
         "starting",
+        "stuck_at",
         "tick",
         "validating",
         "wait_time",
         "waiters",
         "waiting",
+        "wipes",
+        "work",
     )
 
     def __init__(self, config: PoolConfig, is_broken: Callable[[C], bool], next_id: Callable[[], int]) -> None:
-        self.is_broken = is_broken
+        self.has_broken = is_broken
+        self.failed: Callable[[BaseException], None] = _raise
+        self.wipes = False
         self._next_id = next_id
-        self.orders: list[tuple[Order, Any]] = []
+        self.work: list[tuple[Order, Any]] = []
+        # Each time of its own is exact or too early; `due` is not later than any of them.
+        self.due = inf
+        self.beat_at = self.reap_at = self.stuck_at = self._queue_at = inf
+        self._given: list[tuple[float, int, Waiter[C]]] = []  # a heap of the gets with a time-out of their own
+        self._number = 0
+        self._left_at = -inf  # when a waiter gave up last
         self.is_open = False
         self.starting = False  # open() waits for min_idle: failed connects are repeated as if a get waited
         self.observed = False  # listeners, stacks or the guard: every get and return takes the slow path
@@ -234,15 +293,27 @@ class PoolState(Generic[C]):
         self.closed = dict.fromkeys(CloseReason, 0)
         self.abandoned = 0
         self.connects_failed = 0
-        self.hook_errors = 0
+        self.hook_errors: Callable[[], int] = int
         self._uses_gone = 0
         self.configure(config)
+
+    def is_broken(self, conn: C) -> bool:
+        """Ask the manager. Raising means broken."""
+        try:
+            return bool(self.has_broken(conn))
+        except BaseException as error:  # noqa: BLE001 - whatever an adapter raises
+            self.failed(error)
+            return True
 
     def configure(self, config: PoolConfig) -> None:
         """Take the options over, at first and when they change."""
         self.config = config
         self.max_size = config.max_size
         self.min_idle = config.min_idle
+        self._detects = config.detect_deadlock
+        self._bounded = config.max_waiting is not None
+        bypass = config.alive_bypass if config.test_on_check_out else None
+        self._period = max(0.01, min(time for time in (bypass, config.idle_timeout, 8.0) if time) / BEATS)
         self._tests_always = config.test_on_check_out and config.alive_bypass == 0
         self._bypass = config.alive_bypass if config.test_on_check_out else inf
         # The one place where the queue strategy matters: from which end of the idle ones to take.
@@ -264,6 +335,10 @@ class PoolState(Generic[C]):
         self.last_error = None
         self.extensions.clear()
         self.parked = True
+        self.due = self.beat_at = self.reap_at = self.stuck_at = self._queue_at = inf
+        self._given.clear()
+        self._left_at = -inf
+        self._set_reaper(now)
         self._serve(now)
 
     def observe(self, observed: bool, now: float) -> None:
@@ -284,6 +359,8 @@ class PoolState(Generic[C]):
     def close(self, now: float) -> None:
         """Begin the end: refuse, fail the waiters at once, close what is idle, terminate what is being tested."""
         self.is_open = self.starting = False
+        self.due = self.beat_at = self.reap_at = self.stuck_at = self._queue_at = inf
+        self._given.clear()
         self._fail_all(None)
         for slot in [*self.fresh, *self.stale]:
             self._close(slot, CloseReason.POOL_CLOSED)
@@ -319,6 +396,7 @@ class PoolState(Generic[C]):
         while self.fresh:
             slot = self.pop()
             if not self.is_broken(slot.conn):
+                slot.state = LENT
                 self._top_up(now)
                 return slot
             self.found_broken(slot, now)
@@ -329,76 +407,57 @@ class PoolState(Generic[C]):
         self._dead(slot, CloseReason.BROKEN, now)
         self._serve(now)
 
-    def queue_up(self, waiter: Waiter[C], now: float) -> bool:
-        """Queue a get where nothing could help it but a return, as is common in a busy pool. False: use ``enqueue``."""
-        if len(self.slots) < self.max_size or self.stale or self.validating or self.config.max_waiting is not None:
-            return False
-        waiter.queued = True
-        self.waiters.append(waiter)
-        self.live += 1
-        self.tick = now
-        self.slow, self.floor = True, CLOSED
-        return True
-
     def enqueue(self, waiter: Waiter[C], now: float) -> bool:
         """Queue a get that found nothing to lend, and start what would help it. False: ``max_waiting`` is reached."""
         waiter.queued = True
         self.waiters.append(waiter)
         self.live += 1
+        if not waiter.patient or waiter.deadline < self._queue_at:
+            self._limit(waiter)
+        if len(self.slots) >= self.max_size and not (
+            self.stale or self.validating or self.failures or self._bounded
+        ):  # nothing could help it but a return, as is common in a busy pool
+            self.tick = now
+            self.slow, self.floor = True, CLOSED
+            if self.stuck_at == inf and self._detects:
+                self._watch(now)
+            return True
         self._tries += waiter.idle_only
         self._pass_on()
         self._serve(now)
         if self.config.max_waiting is not None:
-            # The newest is helped last: it has help of its own only where nobody before it is without.
-            helped = sum(a.waiter is not None for a in self.approvals)
-            helped += sum(t.waiter is not None and t.waiter.approval is None for t in self.validating.values())
-            if self.live - helped > self.config.max_waiting:
+            # What is under way will serve a get each; and who asks alone is never one too many.
+            under_way = len(self.validating) + len(self.resetting)
+            # A connect may have been begun beside a test or reset that is late: both will serve the same get.
+            on_time = under_way - self._late_tests - self._late_resets
+            coming = max(under_way + len(self.closing), on_time + len(self.approvals))
+            if self.live - max(coming, not self._in_use()) > self.config.max_waiting:
                 self._drop(waiter)
                 return False
         return True
+
+    def _in_use(self) -> int:
+        idle = len(self.fresh) + len(self.stale)
+        return len(self.slots) - idle - len(self.validating) - len(self.resetting)
 
     def give_up(self, waiter: Waiter[C], now: float) -> None:
         """A waiter timed out or was cancelled. Its connect and its test go on, and their fruit goes to the pool."""
         if waiter.queued:
             self._drop(waiter)
+            self._left_at = now
         self._orphan(waiter)
         self._serve(now)
 
-    def refuse(self, waiter: Waiter[C], error: BaseException) -> None:
-        """End with an error the waiting of one for whom nothing is under way."""
+    def refuse(self, waiter: Waiter[C], now: float) -> None:
+        """The waiting of one for whom nothing is under way was ended."""
         self._drop(waiter)
-        waiter.fail(error)
-
-    def put_back(self, slot: Slot[C], now: float) -> None:
-        """Take back a connection that its get, cancelled in the same tick, never used: it goes to the next waiter."""
-        if slot not in self.slots:
-            return  # terminated by close() meanwhile
-        slot.holder = None
-        if self.is_broken(slot.conn):
-            self._dead(slot, CloseReason.BROKEN, now)
-        elif (reason := self._retired(slot, now)) is not None:
-            self._close(slot, reason)
-        else:
-            self._stock(slot, now, proven=True)
-        self._serve(now)
+        self._left_at = now
 
     def phase(self, waiter: Waiter[C] | None) -> Phase:
         """What a get is waiting for: its own test, a connect or a back-off, or its turn."""
         if waiter is not None and waiter.test is not None:
             return "validate"
         return "connect" if self.approvals or self.failures else "queue"
-
-    def deadlock(self) -> Waiter[C] | None:
-        """Find the newest waiter that holds a connection, if every connection is held by a task that waits here."""
-        holding = {slot.holder for slot in self.slots}
-        if None in holding or any(slot.loose for slot in self.slots):
-            return None  # unknown holders
-        victim = None
-        for waiter in self.waiters:
-            if waiter.queued and waiter.patient and waiter.task in holding:
-                holding.discard(waiter.task)
-                victim = waiter
-        return None if holding else victim
 
     def might_deadlock(self) -> bool:
         """Tell cheaply whether nothing but a return could help those who wait."""
@@ -410,8 +469,7 @@ class PoolState(Generic[C]):
 
     def blocked_holders(self) -> int:
         """Count the lent connections whose holder itself waits for another one."""
-        tasks = {waiter.task for waiter in self.waiters if waiter.queued}
-        return sum(slot.holder in tasks for slot in self.slots)
+        return count_blocked_holders(self.slots, self.waiters)
 
     # -- opening
 
@@ -490,26 +548,54 @@ class PoolState(Generic[C]):
 
     # -- giving back
 
-    def give_back(self, slot: Slot[C], now: float, *, raised: bool = False, discard: bool = False) -> bool:
-        """End a lease. True: the connection stays; wipe it and call ``restock``. False: it goes."""
-        slot.holder = None
-        slot.loose = False
-        if raised:
-            slot.suspect = True
-        if self.is_broken(slot.conn):
-            # Compare with when it was lent: those lent before a sweep tell nothing new by being dead.
+    def give_back(self, slot: Slot[C], now: float, how: int = 0) -> bool:
+        """End a lease. True: the connection stays; wipe it and call ``restock``."""
+        if how or slot.mark is not None or not self.plain:
+            if slot not in self.slots:
+                return False  # close() has terminated it
+            if how & RAISED:
+                slot.suspect = True
+            if how & BROKEN or self.is_broken(slot.conn):
+                # Compare with when it was lent: those lent before a sweep tell nothing new by being dead.
+                self._dead(slot, CloseReason.BROKEN, now)
+            elif (reason := self._retired(slot, now, discard=how & DISCARD != 0)) is not None:
+                self._close(slot, reason)
+            elif self.wipes and not how & UNUSED:
+                return True
+            else:
+                self._stock(slot, now, proven=how & UNUSED != 0)
+            self._serve(now)
+            return False
+        try:
+            broken = True if self.has_broken(slot.conn) else False  # noqa: SIM210 - its answer may have no truth value
+        except BaseException as error:  # noqa: BLE001 - raising means broken
+            self.failed(error)
+            broken = True
+        if broken:
             self._dead(slot, CloseReason.BROKEN, now)
-        elif (reason := self._retired(slot, now, discard=discard)) is not None:
-            self._close(slot, reason)
-        else:
+            self._serve(now)
+            return False
+        if self.wipes:
             return True
-        self._serve(now)
+        slot.stamp = now
+        if not (self.live and self._hand(slot, now)):
+            self.restock(slot, now)
         return False
+
+    def restock(self, slot: Slot[C], now: float) -> None:
+        """A clean connection is back: it goes to the waiter at the head, or idle."""
+        self._stock(slot, now)
+        if self.stale:
+            self._serve(now)  # it may have to be tested first
+        elif not self.live:
+            self._settle(now)
 
     def begin_reset(self, slot: Slot[C], now: float) -> None:
         """The connection is being wiped; its borrower has gone on."""
+        slot.state = RESETTING
         slot.holder = None
-        self.resetting[slot] = Trial(now)
+        trial = self.resetting[slot] = Trial(now, self._last_reset)
+        self.due = min(self.due, trial.late_at)
         self._settle(self.tick)
 
     def reset_done(self, slot: Slot[C], now: float, *, ok: bool, timed_out: bool = False) -> None:
@@ -532,23 +618,10 @@ class PoolState(Generic[C]):
         self._close(slot, CloseReason.RESET_FAILED)
         self._serve(now)
 
-    def restock(self, slot: Slot[C], now: float) -> None:
-        """A clean connection is back: it goes to the waiter at the head, or idle."""
-        self._stock(slot, now)
-        if self.stale:
-            self._serve(now)  # it may have to be tested first
-        elif not self.live:
-            self._settle(now)
-
-    def shelve(self, slot: Slot[C], now: float) -> None:
-        """Make a clean connection idle that nobody waits for and nothing else is asked of (``plain``)."""
-        slot.holder = None
-        slot.stamp = now
-        self.fresh.append(slot)
-        self._settle(now)
-
     def detach(self, slot: Slot[C], now: float) -> None:
         """A lent connection leaves the pool for good, open."""
+        slot.state = GONE
+        slot.holder = None
         del self.slots[slot]
         self.extensions.pop(slot, None)
         self.closed[CloseReason.DETACHED] += 1
@@ -562,45 +635,135 @@ class PoolState(Generic[C]):
 
     def gone(self, slot: Slot[C], now: float) -> None:
         """A closing connection is closed, terminated or given up: its place is free."""
+        slot.state = GONE
+        slot.holder = None
         self.closing.remove(slot)
         self._serve(now)
 
     # -- by the clock
 
-    def wake(self, now: float) -> None:
-        """The warm path's clock starts again."""
-        self._beaten = now
-        self.parked = False
-        self._settle(now)
+    def take_work(self) -> list[tuple[Order, Any]]:
+        """Hand over what is to be done."""
+        work, self.work = self.work, []
+        return work
 
-    def beat(self, now: float) -> bool:
-        """Move the warm path's clock on. False: nothing fresh and no traffic is left to time, it may stop."""
+    def wake_at(self) -> float:
+        """When the state wants to be woken next by ``wake``; inf: never."""
+        when = min(self.next_expiry, self.beat_at, self.reap_at, self.stuck_at, self._queue_at)
+        if self._given:
+            when = min(when, self._given[0][0])
+        if self.failures and (self.live or self.starting):
+            when = min(when, self._retry_due())
+        if len(self.validating) > self._late_tests:
+            when = min(when, _late_at(self.validating))
+        if len(self.resetting) > self._late_resets:
+            when = min(when, _late_at(self.resetting))
+        return when
+
+    def overdue(self, now: float) -> list[Waiter[C]]:
+        """Say who has waited too long; ``wake`` is told of them."""
+        late: list[Waiter[C]] = []
+        if self._queue_at <= now:
+            self._queue_at = inf
+            for waiter in self.waiters:
+                if waiter.queued and waiter.patient:
+                    if waiter.deadline > now:
+                        self._queue_at = waiter.deadline
+                        break
+                    late.append(waiter)
+        given = self._given
+        while given and given[0][0] <= now:
+            waiter = heappop(given)[2]
+            if waiter.queued:
+                late.append(waiter)
+        return late
+
+    def wake(self, now: float, late: list[Waiter[C]]) -> None:
+        """Do what has become due."""
+        for waiter in late:
+            if waiter.queued:
+                self._drop(waiter)
+            self._orphan(waiter)
+        if late:
+            self._left_at = now
+        self._look(now)
+        if self.beat_at <= now:
+            self._beat(now)
+        if self.reap_at <= now:
+            self._reap(now)
+        if self.stuck_at <= now:
+            self._look_for_standstill(now)
+        self._serve(now)
+        self.due = self.wake_at()
+
+    def _limit(self, waiter: Waiter[C]) -> None:
+        """Remember when its time is up. The default time-out's queue stands in the order of the deadlines."""
+        deadline = waiter.deadline
+        if waiter.patient:
+            self._queue_at = deadline
+        elif deadline != inf:
+            given = self._given
+            self._number += 1
+            heappush(given, (deadline, self._number, waiter))
+            if len(given) > 2 * self.live + SWEEP_LEAST:
+                given[:] = [entry for entry in given if entry[2].queued]
+                heapify(given)
+        self.due = min(self.due, deadline)
+
+    def _retry_due(self) -> float:
+        probes = [approval.since + PROBE_PATIENCE for approval in self.approvals if not approval.late]
+        ready = max(probes, default=self.retry_at)
+        return ready if ready > self.tick else inf  # else something other than time is missing
+
+    def _set_reaper(self, now: float) -> None:
+        """It runs only where it has something to look at."""
+        config = self.config
+        if self.reap_at == inf and (config.idle_timeout is not None or config.min_idle or config.leak_threshold):
+            self.reap_at = now + config.reap_interval
+            self.due = min(self.due, self.reap_at)
+
+    def _watch(self, now: float) -> None:
+        if self.might_deadlock():
+            self.stuck_at = now + self.config.deadlock_after
+            self.due = min(self.due, self.stuck_at)
+
+    def _look_for_standstill(self, now: float) -> None:
+        """Refuse the newest get of a holder where nothing has moved for ``deadlock_after``."""
+        self.stuck_at = inf
+        if not self.might_deadlock():
+            return
+        after = self.config.deadlock_after
+        moved = max(self._left_at, *(slot.stamp for slot in self.slots))  # the last hand-off, or who gave up
+        if moved + after <= now:
+            victim = newest_blocked_holder(self.slots, self.waiters)
+            if victim is None:
+                moved = now + 5e-6 * len(self.waiters)  # a look goes through all waiters: under load it stays rare
+            elif victim.started + after <= now:
+                self.work.append((Order.DEADLOCK, victim))
+                moved = now
+            else:
+                moved = victim.started
+        self.stuck_at = moved + after
+
+    def _start_clock(self, now: float) -> None:
+        """Something fresh and traffic are there to time."""
+        self.parked = False
+        self._beaten = now
+        self.beat_at = now + self._period
+        self.due = min(self.due, self.beat_at)
+
+    def _beat(self, now: float) -> None:
+        """Move the warm path's clock on; where nothing fresh and no traffic is left to time, it stops."""
         fresh = self.fresh
         while fresh and fresh[0].stamp + self._bypass <= now:
             self.stale.append(fresh.popleft())
         quiet = self._bypass == inf and (not fresh or fresh[-1].stamp < self._beaten)
         self.parked = not fresh or quiet
         self._beaten = now
-        self._serve(now)
-        return not self.parked
+        self.beat_at = inf if self.parked else now + self._period
 
-    def alarm(self) -> float:
-        """When the state wants to be woken next by ``look``; inf: never."""
-        when = self.next_expiry
-        if self.live or self.starting:
-            if self.failures:
-                probes = [approval.since + PROBE_PATIENCE for approval in self.approvals if not approval.late]
-                ready = max(probes, default=self.retry_at)
-                if ready > self.tick:  # else something other than time is missing
-                    when = min(when, ready)
-            if len(self.validating) > self._late_tests:
-                when = min(when, _late_at(self.validating, self._last_test))
-            if len(self.resetting) > self._late_resets:
-                when = min(when, _late_at(self.resetting, self._last_reset))
-        return when
-
-    def look(self, now: float) -> None:
-        """Do what has become due: expired lifetimes, overdue tests and resets, the end of a back-off."""
+    def _look(self, now: float) -> None:
+        """Expired lifetimes, overdue tests and resets, the end of a back-off."""
         if self.next_expiry <= now:
             for slot in self._remove_idle(lambda idle: idle.expires_at <= now):
                 self._close(slot, CloseReason.LIFETIME)
@@ -610,17 +773,19 @@ class PoolState(Generic[C]):
                     self.next_expiry = min(self.next_expiry, slot.expires_at)
                 elif slot.mark is None:
                     slot.mark = CloseReason.LIFETIME
-        for approval in self.approvals:
-            if self.failures and approval.since + PROBE_PATIENCE <= now:
-                approval.late = True
-                if approval.waiter is not None:
-                    approval.waiter.approval = None
-                    approval.waiter = None
-        self._late_tests += _mark_late(self.validating, self._last_test, now)
-        self._late_resets += _mark_late(self.resetting, self._last_reset, now)
-        self._serve(now)
+        if self.failures:
+            for approval in self.approvals:
+                if approval.since + PROBE_PATIENCE <= now:
+                    approval.late = True
+                    if approval.waiter is not None:
+                        approval.waiter.approval = None
+                        approval.waiter = None
+        if len(self.validating) > self._late_tests:
+            self._late_tests += _mark_late(self.validating, now)
+        if len(self.resetting) > self._late_resets:
+            self._late_resets += _mark_late(self.resetting, now)
 
-    def reap(self, now: float) -> None:
+    def _reap(self, now: float) -> None:
         """Close what is idle for too long, down to min_idle (bb8 #123), and bring min_idle up."""
         timeout = self.config.idle_timeout
         if timeout is not None:
@@ -630,7 +795,9 @@ class PoolState(Generic[C]):
             for slot in self._remove_idle(chosen.__contains__):
                 self._close(slot, CloseReason.IDLE)
         self._paused = False
-        self._serve(now)
+        self.reap_at = now + self.config.reap_interval
+        if self.config.leak_threshold is not None:
+            self.work.append((Order.FIND_LEAKS, None))
 
     # -- by the owner
 
@@ -642,6 +809,7 @@ class PoolState(Generic[C]):
             chosen = set(sorted((*self.stale, *self.fresh), key=lambda s: s.stamp)[:surplus])
             for slot in self._remove_idle(chosen.__contains__):
                 self._close(slot, CloseReason.RESIZED)
+        self._set_reaper(now)
         self._serve(now)
 
     def evict(self, chosen: set[Slot[C]] | None, now: float) -> int:
@@ -667,7 +835,7 @@ class PoolState(Generic[C]):
         ended = served + self.gets_timed_out + self.gets_cancelled + self.gets_failed
         return State(
             idle=idle,
-            in_use=len(self.slots) - idle - validating - resetting,
+            in_use=self._in_use(),
             opening=len(self.approvals),
             validating=validating,
             resetting=resetting,
@@ -686,13 +854,22 @@ class PoolState(Generic[C]):
                 connections_closed=dict(self.closed),
                 connections_abandoned=self.abandoned,
                 connects_failed=self.connects_failed,
-                hook_errors=self.hook_errors,
+                hook_errors=self.hook_errors(),
             ),
         )
 
     def check_invariants(self) -> None:
         """Raise AssertionError where the state contradicts itself (for tests)."""
-        lent = [slot for slot in self.slots if slot.holder is not None]
+        lent = [slot for slot in self.slots if slot.state is LENT]
+        for name, place in (
+            (IDLE, self.fresh),
+            (IDLE, self.stale),
+            (VALIDATING, self.validating),
+            (RESETTING, self.resetting),
+        ):
+            assert all(slot.state is name for slot in place), f"a connection is not {name} where it is kept as such"
+        assert all(slot.state is CLOSING for slot in self.closing), "not closing"
+        assert all(slot.holder is None for slot in self.slots if slot.state is not LENT), "held, and not lent"
         places = [*self.fresh, *self.stale, *self.validating, *self.resetting, *lent]
         assert len(places) == len(set(places)), "a connection has two owners"
         assert set(places) == set(self.slots), "a connection is open and nowhere, or somewhere and not open"
@@ -752,6 +929,13 @@ class PoolState(Generic[C]):
             self._help(now)
         if self.min_idle:
             self._top_up(now)
+        if self.failures and (self.live or self.starting) and (ready := self._retry_due()) < self.due:
+            self.due = ready
+        if self.starting and len(self.slots) >= self.min_idle:
+            self.starting = False
+            self.work.append((Order.STARTED, None))
+        if self.stuck_at == inf and self._detects and self.live:
+            self._watch(now)
         self._settle(now)
 
     def _help(self, now: float) -> None:
@@ -788,7 +972,7 @@ class PoolState(Generic[C]):
     def _mint(self, waiter: Waiter[C] | None, now: float) -> Approval[C]:
         approval = Approval(waiter, now, self.generation)
         self.approvals[approval] = None
-        self.orders.append((Order.CONNECT, approval))
+        self.work.append((Order.CONNECT, approval))
         return approval
 
     def _redeem(self, approval: Approval[C]) -> None:
@@ -836,7 +1020,7 @@ class PoolState(Generic[C]):
             waiters.clear()
             waiters.extend(living)
 
-    def hand(self, slot: Slot[C], now: float, tested_for: Waiter[C] | None = None) -> bool:
+    def _hand(self, slot: Slot[C], now: float, tested_for: Waiter[C] | None = None) -> bool:
         """Give the connection to the first waiter that is still there. The only place where waiters are served."""
         waiters = self.waiters
         while waiters:
@@ -848,6 +1032,7 @@ class PoolState(Generic[C]):
             self._tries -= waiter.idle_only
             waiter.direct = waiter is tested_for
             slot.holder = waiter.task
+            slot.state = LENT
             slot.stamp = now
             if waiter.offer(slot):
                 approval, test = waiter.approval, waiter.test
@@ -859,7 +1044,6 @@ class PoolState(Generic[C]):
                     self._pass_on()
                 return True
             self._orphan(waiter)  # cancelled in this tick
-        slot.holder = None
         return False
 
     def _fail_head(self, error: BaseException) -> None:
@@ -882,7 +1066,9 @@ class PoolState(Generic[C]):
     def _admit(self, conn: C, now: float, lifetime: float) -> Slot[C]:
         slot = Slot(conn, self._next_id(), now, now + lifetime)
         self.slots[slot] = None
-        self.next_expiry = min(self.next_expiry, slot.expires_at)
+        if slot.expires_at < self.next_expiry:
+            self.next_expiry = slot.expires_at
+            self.due = min(self.due, slot.expires_at)
         return slot
 
     def _retired(self, slot: Slot[C], now: float, *, discard: bool = False) -> CloseReason | None:
@@ -909,11 +1095,18 @@ class PoolState(Generic[C]):
         """
         slot.stamp = now
         if slot.suspect or (self._tests_always and not proven):
+            slot.state = IDLE
+            slot.holder = None
             self.stale.append(slot)
-        elif not (self.live and self.hand(slot, now, tested_for)):
+        elif not (self.live and self._hand(slot, now, tested_for)):
+            slot.state = IDLE
+            slot.holder = None
             (self.stale if self._tests_always else self.fresh).append(slot)
+            if self.parked and self.fresh:
+                self._start_clock(now)
 
     def _close(self, slot: Slot[C], reason: CloseReason, *, terminate: bool = False) -> None:
+        slot.state = CLOSING
         slot.holder = None
         slot.mark = reason
         del self.slots[slot]
@@ -922,7 +1115,7 @@ class PoolState(Generic[C]):
         self.closing.add(slot)
         self.closed[reason] += 1
         self._uses_gone += slot.uses
-        self.orders.append((Order.TERMINATE if terminate else Order.CLOSE, slot))
+        self.work.append((Order.TERMINATE if terminate else Order.CLOSE, slot))
 
     def _dead(self, slot: Slot[C], reason: CloseReason, now: float, *, terminate: bool = False) -> None:
         """Close a dead connection; the first one found dead casts doubt on those unused since.
@@ -944,7 +1137,7 @@ class PoolState(Generic[C]):
         removed: list[Slot[C]] = []
         for idle in (self.stale, self.fresh):
             kept: list[Slot[C]] = []
-            for slot in idle:
+            for slot in tuple(idle):
                 (removed if doomed(slot) else kept).append(slot)
             if len(kept) != len(idle):
                 idle.clear()
@@ -957,8 +1150,11 @@ class PoolState(Generic[C]):
         if self.is_broken(slot.conn):
             self._dead(slot, CloseReason.BROKEN, now)
             return
-        self.validating[slot] = Trial(now)
-        self.orders.append((Order.TEST, slot))
+        slot.state = VALIDATING
+        slot.holder = None
+        trial = self.validating[slot] = Trial(now, self._last_test)
+        self.due = min(self.due, trial.late_at)
+        self.work.append((Order.TEST, slot))
         self._pass_on()
 
     def _end_test(self, slot: Slot[C]) -> None:
@@ -989,19 +1185,21 @@ class PoolState(Generic[C]):
             self.floor = 0
 
 
-def _late_at(trials: dict[Slot[Any], Trial[Any]], last: float) -> float:
-    patience = max(SLOW_FLOOR, SLOW_FACTOR * last)
-    return next(trial.since + patience for trial in trials.values() if not trial.late)
+def _raise(error: BaseException) -> None:
+    raise error
 
 
-def _mark_late(trials: dict[Slot[Any], Trial[Any]], last: float, now: float) -> int:
-    """Mark those that have become slow; they stand in the order of their start."""
-    patience = max(SLOW_FLOOR, SLOW_FACTOR * last)
+def _late_at(trials: dict[Slot[Any], Trial[Any]]) -> float:
+    """When the next one becomes late: they are judged in the order of their start."""
+    return next(trial.late_at for trial in trials.values() if not trial.late)
+
+
+def _mark_late(trials: dict[Slot[Any], Trial[Any]], now: float) -> int:
     marked = 0
     for trial in trials.values():
         if trial.late:
             continue
-        if trial.since + patience > now:
+        if trial.late_at > now:
             break
         trial.late = True
         marked += 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import os
 import sys
 import traceback
@@ -18,6 +17,7 @@ from threading import get_ident
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
+from ._call import GRACE, Call, Clock, Limit
 from ._errors import (
     ConnectError,
     ForkedPool,
@@ -28,11 +28,13 @@ from ._errors import (
     PoolTimeout,
     WrongEventLoop,
 )
-from ._state import SLOW_FLOOR, Approval, Order, PoolState, Slot, Waiter
+from ._hooks import Hooks, logger
+from ._hooks import text as _text
+from ._state import BROKEN, UNUSED, Approval, Order, PoolState, Slot, Waiter
 from ._statistics import CloseReason, Holder
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine
     from types import ModuleType
 
     from ._config import PoolConfig
@@ -42,13 +44,7 @@ if TYPE_CHECKING:
     from ._statistics import State
 
 C = TypeVar("C")
-
-logger = logging.getLogger("pool_core")
-
-GRACE = 0.1
-"""Seconds between the steps that end a call which overstays: cancel, cancel again, terminate, abandon."""
-BEATS = 8
-"""Beats of the warm path's clock in the shortest time that it has to tell."""
+T = TypeVar("T")
 
 _SILENT = (CloseReason.LEAKED, CloseReason.DETACHED)
 """After these on_close does not run."""
@@ -56,90 +52,10 @@ _SILENT = (CloseReason.LEAKED, CloseReason.DETACHED)
 _next_id = iter(range(1, sys.maxsize)).__next__  # ids are unique in the process, as r2d2's
 
 
-class Call:
-    """One call of the manager in a task of the pool's own, ended from outside whatever the driver does.
-
-    One cancel is not enough on 3.11: a driver that goes through ``wait_for`` can lose it (cpython #86296).
-    ``done(call, error, result)`` is called exactly once: at the end of the task, or when it is abandoned; what an
-    abandoned task still brings forth goes to ``spill``.
-    """
-
-    __slots__ = ("_context", "_done", "_handle", "_loop", "_rescue", "_spill", "_steps", "abandoned", "ended", "task")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        coro: Coroutine[Any, Any, Any],
-        *,
-        name: str,
-        context: contextvars.Context,
-        timeout: float | None,
-        done: Callable[[Call, BaseException | None, Any], None],
-        rescue: Callable[[], None] | None = None,
-        spill: Callable[[Any], None] | None = None,
-    ) -> None:
-        self._loop = loop
-        self._context = context
-        self._done: Callable[[Call, BaseException | None, Any], None] | None = done
-        self._rescue = rescue
-        self._spill = spill
-        self._steps = 0
-        self.ended = False  # from outside: at its deadline, or because the pool closes
-        self.abandoned = False
-        self._handle: asyncio.TimerHandle | None = None
-        if timeout is not None:
-            self._handle = loop.call_later(timeout, self.end, context=context)
-        self.task = loop.create_task(coro, name=name, context=context.copy())
-        # A task cancelled before its first step runs no `finally`: only a callback surely hears of its end.
-        self.task.add_done_callback(self._finished, context=context)
-
-    def end(self) -> None:
-        """Its time is up, or nobody wants it any more: cancel, cancel again, terminate, abandon."""
-        self.ended = True
-        if self._handle is not None:
-            self._handle.cancel()
-        self._steps += 1
-        if self._steps <= 2:
-            self.task.cancel()
-        elif self._steps == 3 and self._rescue is not None:
-            self._rescue()
-        else:
-            self.abandon()
-            return
-        self._handle = self._loop.call_later(GRACE, self.end, context=self._context)
-
-    def end_within(self, seconds: float) -> None:
-        """Bring its deadline forward."""
-        if self._handle is not None:
-            self._handle.cancel()
-        self._handle = self._loop.call_later(seconds, self.end, context=self._context)
-
-    def abandon(self) -> None:
-        """Go on without it."""
-        self.task.cancel()
-        self.ended = self.abandoned = True
-        self._finish(TimeoutError("it did not end when it was cancelled"), None)
-
-    def _finished(self, task: asyncio.Task[Any]) -> None:
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        result = None if error is not None else task.result()
-        if self._done is None and error is None and self._spill is not None:
-            self._spill(result)
-        self._finish(error, result)
-
-    def _finish(self, error: BaseException | None, result: Any) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-        if (done := self._done) is not None:
-            self._done = self._rescue = None
-            done(self, error, result)
-
-
 class GetWaiter(Waiter[C]):
     """A waiting get: one bare future, by which the connection is handed over directly."""
 
-    __slots__ = ("future", "limit", "started", "timer")
+    __slots__ = ("future", "limit")
 
     def __init__(
         self,
@@ -152,6 +68,7 @@ class GetWaiter(Waiter[C]):
     ) -> None:
         # All in one: a busy pool makes many of them.
         self.task = task
+        self.deadline = started + limit
         self.queued = False
         self.approval = None
         self.test = None
@@ -161,12 +78,6 @@ class GetWaiter(Waiter[C]):
         self.future = future
         self.started = started
         self.limit = limit
-        self.timer: asyncio.TimerHandle | None = None  # its own; most share one
-
-    @property
-    def deadline(self) -> float:
-        """On the loop's clock."""
-        return self.started + self.limit
 
     def offer(self, slot: Slot[C] | None) -> bool:
         try:
@@ -187,10 +98,11 @@ class GetWaiter(Waiter[C]):
 class _Failure:
     """The answer to a get that will get no connection. Exceptions are made by the get itself, fresh for each."""
 
-    __slots__ = ("error",)
+    __slots__ = ("error", "ours")
 
-    def __init__(self, error: BaseException | None) -> None:
+    def __init__(self, error: BaseException | None, ours: bool = False) -> None:
         self.error = error
+        self.ours = ours
 
 
 class _Picture:
@@ -203,6 +115,29 @@ class _Picture:
         self.text = text
         self.state = state
         self.cause = cause
+
+
+class _Opening:
+    """One open() and all who wait for it. Who wakes late holds his own, and cannot end the next one."""
+
+    __slots__ = ("ended", "futures", "limit")
+
+    def __init__(self) -> None:
+        self.limit: Limit | None = None
+        self.futures: list[asyncio.Future[_Outcome]] = []
+        self.ended = False
+
+
+class _Outcome:
+    """How an opening ended: well, with an error of the manager's, cancelled, or because the pool closes."""
+
+    __slots__ = ("error", "how")
+
+    def __init__(
+        self, how: Literal["open", "failed", "cancelled", "closed"], error: BaseException | None = None
+    ) -> None:
+        self.how = how
+        self.error = error
 
 
 class PoolTasks(Generic[C]):
@@ -218,8 +153,12 @@ class PoolTasks(Generic[C]):
         self._transient_verb: Callable[[Exception], bool] | None = getattr(manager, "is_transient", None)
         self._on_connect = getattr(config.customizer, "on_connect", None)
         self._on_close = getattr(config.customizer, "on_close", None)
-        self._listeners = tuple(config.listeners)
-        self.state: PoolState[C] = PoolState(config, self.is_broken, _next_id)
+        self.hooks = Hooks(config, f"pool {config.name!r}")
+        self.state: PoolState[C] = PoolState(config, self.has_broken, _next_id)
+        self.state.failed = self.broken_by
+        self.state.wipes = self.reset is not None
+        self.is_broken = self.state.is_broken
+        self.state.hook_errors = lambda: self.hooks.raised
         self.life: Literal["new", "opening", "open", "closing", "closed"] = "new"
         self.forked = False
         self.thread = 0
@@ -227,28 +166,17 @@ class PoolTasks(Generic[C]):
         self._context = contextvars.Context()
         self._stacks = False
         self._calls: dict[Any, Call] = {}  # under way, by approval, slot, or a key of its own
-        self._openers: list[asyncio.Future[BaseException | None]] = []
+        self._opening: _Opening | None = None
         self._closers: list[asyncio.Future[None]] = []
-        # Of timers the times are kept beside them: uvloop's have no when() if they are due at once.
-        self._close_timer: asyncio.TimerHandle | None = None
+        self._limit: Limit | None = None  # of closing
         self._close_at = inf
         self._final = False  # closing, and out of time
         self._aborted = False  # closing, because open() failed or was cancelled
-        self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at = inf
-        self._beat: asyncio.TimerHandle | None = None
-        self._reaper: asyncio.TimerHandle | None = None
-        self._queue_timer: asyncio.TimerHandle | None = None
-        self._queue_at = inf
-        self._deadlock_check: asyncio.Handle | None = None
-        self._watching = not config.detect_deadlock  # a look for a deadlock is due, or never wanted
-        self._next_deadlock_check = -inf
+        self._alarm = Clock(self.loop, self._wake, self._context)
         self._blocked = 0  # holders that waited themselves when that was last counted
         self._next_count = -inf
         self._outage = 0  # failed connects since the last success
         self._leaks: set[tuple[int, int]] = set()  # by connection and use, those that were told at the last look
-        bypass = config.alive_bypass if config.test_on_check_out else None
-        self._period = max(0.01, min(time for time in (bypass, config.idle_timeout, 8.0) if time) / BEATS)
 
     # -- gates
 
@@ -316,13 +244,16 @@ class PoolTasks(Generic[C]):
                 await self.close(0)  # what is left of an opening that failed or was cancelled
                 continue
             if self.life == "opening":
-                joined: asyncio.Future[BaseException | None] = loop.create_future()
-                self._openers.append(joined)
-                error = await joined
-                if isinstance(error, asyncio.CancelledError):
+                if not wait:
+                    return
+                assert self._opening is not None
+                joined: asyncio.Future[_Outcome] = loop.create_future()
+                self._opening.futures.append(joined)
+                outcome = await joined
+                if outcome.how == "cancelled" or (outcome.how == "open" and not self.state.is_open):
                     continue
-                if error is not None:
-                    raise error
+                if outcome.error is not None:
+                    raise outcome.error
                 return
             await self._open(loop, wait=wait)
             return
@@ -334,56 +265,59 @@ class PoolTasks(Generic[C]):
         self._context = contextvars.copy_context()
         self._final = self._aborted = False
         self._outage = 0
-        self._watching = not self.config.detect_deadlock
-        self._next_deadlock_check = self._next_count = -inf
+        self._next_count = -inf
+        self._alarm = Clock(loop, self._wake, self._context)
         self._stacks = self.config.leak_threshold is not None or loop.get_debug()
         now = loop.time()
         self._set_observed(now)
         self.life = "opening" if wait else "open"
-        self._start_reaper()
-        opened: asyncio.Future[BaseException | None] = loop.create_future()
-        self.state.open(now, starting=wait)
+        opening = self._opening = _Opening()
         if not wait:
-            self.after()
+            opening.ended = True
+            self._event(self.state.open, now, starting=False)
             return
-        self._openers.append(opened)
-        timer = None
+        opened: asyncio.Future[_Outcome] = loop.create_future()
+        opening.futures.append(opened)
         if (limit := self.config.connection_timeout) is not None:
-            timer = loop.call_later(limit, self._open_timed_out, limit, context=self._context)
-        self.after()
+            opening.limit = Limit(lambda: self._open_timed_out(limit))
+            self._alarm.add(opening.limit, now, limit)
+        self._event(self.state.open, now, starting=True)
         try:
-            error = await opened
+            outcome = await opened
         except BaseException as cancelled:
-            if not loop.is_closed():  # else this is but garbage: the pool may live on another loop by now
-                self._aborted = True
-                self._end_opening(cancelled)
-                self._begin_close()
+            if not loop.is_closed() and self._opening is opening and self.life in ("opening", "open"):
+                self._end_opening(_Outcome("cancelled", cancelled))
+                if self.life == "open":
+                    self._aborted = True
+                    self._begin_close()
                 self.finish_close()
             raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-        if error is not None:
-            if not isinstance(error, PoolClosed):
-                self._aborted = True
+        if outcome.error is not None:
+            if outcome.how == "failed" and self._opening is opening:
                 await self.close(1.0)  # a failed open leaves nothing behind, and its caller has waited long enough
-            raise error
+            raise outcome.error
 
     def _open_timed_out(self, limit: float) -> None:
         error = self.state.last_error
         if error is None:
             error = self._timed_out(self._picture(None), limit, limit, counted=False)
-        self._end_opening(error)
+        self._end_opening(_Outcome("failed", error))
 
-    def _end_opening(self, error: BaseException | None) -> None:
+    def _end_opening(self, outcome: _Outcome) -> None:
         """Tell all who wait for open(). Failed, the pool stays closed for gets until the opener has cleaned up."""
-        openers, self._openers = self._openers, []
         self.state.started()
         if self.life == "opening":
             self.life = "open"
-        for opener in openers:
-            if not opener.done():
-                opener.set_result(error)
+        if (opening := self._opening) is not None and not opening.ended:
+            opening.ended = True
+            if opening.limit is not None:
+                opening.limit.drop()
+            for opener in opening.futures:
+                if not opener.done():
+                    opener.set_result(outcome)
+            if outcome.how in ("failed", "cancelled"):  # a failed open leaves nothing behind
+                self._aborted = True
+                self._begin_close()
 
     async def close(self, timeout: float) -> None:
         """Close, or join a closing that is under way; the earlier deadline holds."""
@@ -399,11 +333,10 @@ class PoolTasks(Generic[C]):
             if self._is_closed():
                 return
         deadline = loop.time() + timeout
-        if self._close_timer is None or deadline < self._close_at:
-            if self._close_timer is not None:
-                self._close_timer.cancel()
+        if not self._final and deadline < self._close_at:
             self._close_at = deadline
-            self._close_timer = loop.call_at(deadline, self.finish_close, context=self._context)
+            self._limit_close(timeout, self.finish_close)
+            self._turn()
         closer: asyncio.Future[None] = loop.create_future()
         self._closers.append(closer)
         try:
@@ -415,34 +348,37 @@ class PoolTasks(Generic[C]):
 
     def _begin_close(self) -> None:
         self.life = "closing"
-        self._end_opening(self.closed_error())
-        for timer in (self._reaper, self._beat, self._queue_timer, self._deadlock_check):
-            if timer is not None:
-                timer.cancel()
-        self._reaper = self._beat = self._queue_timer = self._deadlock_check = None
+        self._close_at = inf
+        self._end_opening(_Outcome("closed", self.closed_error()))
         now = self._now()
         self.state.close(now)
         for approval in self.state.approvals:
-            call = self._calls[approval]
+            call = self._calls.get(approval)
+            if call is None:  # it has just failed
+                continue
             if self._aborted or approval.since >= now:
                 call.end()
             else:  # it may be nearly there, and drivers complain of a connect that is cut in its first steps
                 call.end_within(GRACE)
-        self.after()
+        self._turn()
 
     def finish_close(self) -> None:
         """Out of time: terminate what is lent, cut short what is under way, abandon what will not end."""
         if self.life != "closing" or self._final:
             return
         self._final = True
-        self.state.terminate_all()
-        self.after()
+        self._event(self.state.terminate_all)
         for call in list(self._calls.values()):
             call.end()
         if not self._is_closed():
-            if self._close_timer is not None:
-                self._close_timer.cancel()
-            self._close_timer = self.loop.call_later(3 * GRACE, self._abandon_all, context=self._context)
+            self._limit_close(3 * GRACE, self._abandon_all)
+            self._turn()
+
+    def _limit_close(self, seconds: float, act: Callable[[], None]) -> None:
+        if self._limit is not None:
+            self._limit.drop()
+        self._limit = Limit(act)
+        self._alarm.add(self._limit, self._now(), seconds)
 
     def _abandon_all(self) -> None:
         for call in list(self._calls.values()):
@@ -457,11 +393,9 @@ class PoolTasks(Generic[C]):
 
     def _end_closing(self) -> None:
         self.life = "closed"
-        for timer in (self._alarm, self._close_timer):
-            if timer is not None:
-                timer.cancel()
-        self._alarm = self._close_timer = None
-        self._alarm_at = inf
+        if self._limit is not None:
+            self._limit.drop()
+            self._limit = None
         closers, self._closers = self._closers, []
         for closer in closers:
             if not closer.done():
@@ -481,9 +415,8 @@ class PoolTasks(Generic[C]):
         self._calls.clear()  # their tasks, and those of the waiters, died with the loop
         self.state.bury()
         self._carry_out_late()
-        self._reaper = self._beat = self._queue_timer = self._deadlock_check = self._alarm = self._close_timer = None
-        self._alarm_at = inf
-        self._openers.clear()
+        self._limit = None
+        self._opening = None
         self._closers.clear()
         self.life = "closed"
 
@@ -524,17 +457,11 @@ class PoolTasks(Generic[C]):
         if limit == 0:
             raise self._timed_out(self._picture(None), 0.0, 0.0)
         waiter: GetWaiter[C] = GetWaiter(Future(loop=loop), task, now, limit, timeout is None)
-        if not (state.queue_up(waiter, now) and self._watching):
-            accepted = waiter.queued or state.enqueue(waiter, now)
-            self.after()  # even if it was not: it may have been time to do something for others
-            if not accepted:
-                raise self._overloaded()
-        # One shared timer serves the default time-out, whose queue stands in the order of the deadlines.
-        if timeout is not None and limit != inf:
-            waiter.timer = loop.call_at(waiter.deadline, self._expire, waiter, context=self._context)
-        elif self._queue_timer is None and limit != inf:
-            self._queue_at = waiter.deadline
-            self._queue_timer = loop.call_at(self._queue_at, self._expire_queue, context=self._context)
+        accepted = state.enqueue(waiter, now)
+        if state.work or state.due < self._alarm.at or not state.plain:
+            self._turn()  # even if it was not accepted: it may have been time to do something for others
+        if not accepted:
+            raise self._overloaded()
         state.waiting += 1
         return waiter
 
@@ -544,15 +471,11 @@ class PoolTasks(Generic[C]):
             self.state.waiting -= 1
             self.state.gets_cancelled += 1
             self._left(waiter)
-            if waiter.timer is not None:
-                waiter.timer.cancel()
 
     def served(self, waiter: GetWaiter[C], answer: Slot[C] | _Failure | _Picture) -> Slot[C]:
         """End the waiting of a get that was answered: its connection, or what it raises."""
         state = self.state
         state.waiting -= 1
-        if waiter.timer is not None:
-            waiter.timer.cancel()
         if type(answer) is Slot:
             if answer.holder is not None or answer in state.slots:
                 waited = answer.stamp - waiter.started
@@ -567,12 +490,13 @@ class PoolTasks(Generic[C]):
         if isinstance(answer, _Picture):
             raise self._timed_out(answer, self.loop.time() - waiter.started, waiter.limit)
         state.gets_failed += 1
-        raise self._refusal(cast("_Failure", answer).error)
+        raise self._refusal(cast("_Failure", answer))
 
-    def found_broken(self, slot: Slot[C]) -> None:
+    def found_broken(self, slot: Slot[C], error: BaseException | None = None) -> None:
         """The warm path took it out to lend it, and it is broken."""
-        self.state.found_broken(slot, self.loop.time())
-        self.after()
+        if error is not None:
+            self.hooks.failed(error, "has_broken raised, so the connection counts as broken")
+        self._event(self.state.found_broken, slot, self.loop.time())
 
     def _check_get(self) -> asyncio.Task[Any] | None:
         """Say why a get cannot be, or that it is right all the same: some loops run callbacks that await by hand."""
@@ -598,8 +522,7 @@ class PoolTasks(Generic[C]):
         slot = self._take(task, now)
         if slot is None and self.state.stale and not self.state.live:
             waiter: GetWaiter[C] = GetWaiter(self.loop.create_future(), task, now, inf, idle_only=True)
-            self.state.enqueue(waiter, now)
-            self.after()
+            self._event(self.state.enqueue, waiter, now)
             try:
                 answer = await waiter.future
             except BaseException:
@@ -608,7 +531,7 @@ class PoolTasks(Generic[C]):
             if isinstance(answer, Slot) and answer not in self.state.slots:
                 answer = _Failure(None)
             if isinstance(answer, _Failure):
-                raise self._refusal(answer.error)
+                raise self._refusal(answer)
             slot = cast("Slot[C] | None", answer)
         if slot is not None:
             slot.uses += 1
@@ -621,61 +544,37 @@ class PoolTasks(Generic[C]):
         if slot is not None:
             slot.holder = task
             slot.stamp = now
-        self.after()
+        self._turn()
         return slot
 
     def _observe(self, slot: Slot[C], waited: float) -> None:
         """Tell who wants to know that a connection was lent."""
         if self._stacks:
             slot.stack = _stack()
-        if self._listeners:
-            self.emit(_events().CheckedOut(slot.id, waited))
+        if self.hooks.listeners:
+            self.hooks.emit(_events().CheckedOut(slot.id, waited))
+            self.hooks.tell()
 
     def _left(self, waiter: GetWaiter[C]) -> None:
         """A get went away. What it was given in this very tick goes on to the next."""
         future = waiter.future
         now = self._now()
         if future.done() and not future.cancelled() and isinstance(slot := future.result(), Slot):
-            self.state.put_back(slot, now)
+            self.state.give_back(slot, now, UNUSED)
         else:
             self.state.give_up(waiter, now)
-        self.after()
+        if self.state.work or self.state.due < self._alarm.at or not self.state.is_open or self.hooks._words:
+            self._turn()
 
-    def _refusal(self, error: BaseException | None) -> PoolError:
+    def _refusal(self, failure: _Failure) -> PoolError:
+        error = failure.error
         if error is None:
             return self.closed_error()
-        if isinstance(error, PoolDeadlock):
-            return error
+        if failure.ours:
+            return cast("PoolError", error)
         refusal = ConnectError(f"{self.label}: connecting failed: {_text(error)}; {self.numbers()}")
         refusal.__cause__ = error
         return refusal
-
-    def _expire(self, waiter: GetWaiter[C]) -> None:
-        waiter.end(self._picture(waiter))
-        self.state.give_up(waiter, self.loop.time())
-        self.after()
-
-    def _expire_queue(self) -> None:
-        now = max(self.loop.time(), self._queue_at)
-        self._queue_timer = None
-        late: list[GetWaiter[C]] = []
-        for waiter in cast("Iterable[GetWaiter[C]]", self.state.waiters):
-            if waiter.queued and waiter.patient:
-                if waiter.deadline > now:
-                    self._queue_at = waiter.deadline
-                    self._queue_timer = self.loop.call_at(self._queue_at, self._expire_queue, context=self._context)
-                    break
-                late.append(waiter)
-        pictures: dict[str, _Picture] = {}  # one for all of a kind: a hundred thousand may end at once
-        for waiter in late:
-            phase = self.state.phase(waiter)
-            if phase not in pictures:
-                pictures[phase] = self._picture(waiter)
-            waiter.end(pictures[phase])
-        now = self.loop.time()
-        for waiter in late:
-            self.state.give_up(waiter, now)
-        self.after()
 
     def _picture(self, waiter: GetWaiter[C] | None) -> _Picture:
         state = self.state
@@ -692,8 +591,9 @@ class PoolTasks(Generic[C]):
     def _timed_out(self, picture: _Picture, waited: float, limit: float, *, counted: bool = True) -> PoolTimeout:
         if counted:
             self.state.gets_timed_out += 1
-            if self._listeners:
-                self.emit(_events().TimedOut(limit))
+            if self.hooks.listeners:
+                self.hooks.emit(_events().TimedOut(limit))
+                self.hooks.tell()
         error = PoolTimeout(
             f"{self.label}: no connection within {limit:g} s (phase {picture.phase}, waited {waited:.3g} s): "
             f"{picture.text}",
@@ -730,56 +630,50 @@ class PoolTasks(Generic[C]):
 
     # -- give back
 
-    def give_back(self, slot: Slot[C], *, raised: bool, discard: bool = False) -> None:
+    def give_back(self, slot: Slot[C], how: int = 0, error: BaseException | None = None) -> None:
         """End a lease: bookkeeping now; the wiping and closing go on in tasks of the pool's own."""
         state = self.state
-        if slot not in state.slots:
-            return  # close() has terminated it
-        if self.loop.is_closed():
+        now = self.loop.time()
+        if not state.plain:
+            if slot not in state.slots:
+                return  # close() has terminated it
+            if self.loop.is_closed():
+                self.reclaim(slot)
+                return
+            if self.hooks.listeners:
+                self.hooks.emit(_events().CheckedIn(slot.id, now - slot.stamp))
+        elif how and self.loop.is_closed():
             self.reclaim(slot)
             return
-        now = self.loop.time()
-        if self._listeners:
-            self.emit(_events().CheckedIn(slot.id, now - slot.stamp))
-        if state.give_back(slot, now, raised=raised, discard=discard) and (self.reset is None or self._wipe(slot)):
+        if error is not None:
+            how |= BROKEN
+            self.broken_by(error)
+        if state.give_back(slot, now, how) and self._wipe(slot, now):
             state.restock(slot, now)
-        if state.orders or state.validating or state.resetting or (state.fresh and state.parked):
-            self.after()
-
-    def pass_on(self, slot: Slot[C]) -> bool:
-        """End the lease of a connection where it is but to be wiped and handed to who waits. False: it is broken."""
-        try:
-            if self.has_broken(slot.conn):
-                return False
-        except Exception:  # noqa: BLE001 - raising means broken; the slow path asks again, counts and reports it
-            return False
-        if self.reset is None or self.wipe(slot):
-            state = self.state
-            now = self.loop.time()
-            if not (state.live and state.hand(slot, now)):
-                state.shelve(slot, now)
-                if state.parked:
-                    self.after()
-        return True
+        # A plain pool has no listeners, and what is reported comes with work.
+        if state.work or state.due < self._alarm.at or not state.plain:
+            self._turn()
 
     def wipe(self, slot: Slot[C]) -> bool:
         """Wipe what the borrower left behind. True: there is nothing to wipe; else the connection comes back later."""
-        clean = self._wipe(slot)
-        if not clean:
-            self.after()
+        clean = self._wipe(slot, self.loop.time())
+        if self.hooks._words or (not clean and (self.state.work or self.state.due < self._alarm.at)):
+            self._turn()
         return clean
 
-    def _wipe(self, slot: Slot[C]) -> bool:
+    def _wipe(self, slot: Slot[C], now: float) -> bool:
         assert self.reset is not None
         try:
             wiping = self.reset(slot.conn)
-        except Exception as error:  # noqa: BLE001 - whatever an adapter raises
+        except BaseException as error:  # noqa: BLE001 - whatever an adapter raises
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                self.hooks.interrupt = error
             self._reset_failed(slot, error)
-            self.state.reset_failed(slot, self._now())
+            self.state.reset_failed(slot, now)
             return False
         if wiping is None:
             return True
-        self.state.begin_reset(slot, self._now())
+        self.state.begin_reset(slot, now)
         coro = wiping if isinstance(wiping, CoroutineType) else _await(wiping)
         self._start(slot, coro, "reset", self.config.reset_timeout, self._reset_done)
         return False
@@ -788,21 +682,21 @@ class PoolTasks(Generic[C]):
         """A lease was garbage-collected, or came back after its loop: terminate what it held."""
         state = self.state
         if slot in state.slots:
-            if self._listeners:
-                self.emit(_events().Leaked(slot.id, self._now() - slot.stamp, stack))
+            if self.hooks.listeners:
+                self.hooks.emit(_events().Leaked(slot.id, self._now() - slot.stamp, stack))
             state.reclaim(slot, self._now())
-        self.after()
+        self._turn()
 
     def detach(self, slot: Slot[C]) -> None:
         """A lent connection leaves the pool for good."""
         now = self._now()
-        if self._listeners:
-            self.emit(_events().CheckedIn(slot.id, now - slot.stamp))
+        if self.hooks.listeners:
+            self.hooks.emit(_events().CheckedIn(slot.id, now - slot.stamp))
         if slot in self.state.slots:
             self.state.detach(slot, now)
-            if self._listeners:
-                self.emit(_events().Closed(slot.id, now - slot.born, CloseReason.DETACHED))
-        self.after()
+            if self.hooks.listeners:
+                self.hooks.emit(_events().Closed(slot.id, now - slot.born, CloseReason.DETACHED))
+        self._turn()
 
     def _reset_done(self, slot: Slot[C], call: Call, error: BaseException | None, _: Any) -> None:
         if slot not in self.state.resetting:
@@ -814,52 +708,77 @@ class PoolTasks(Generic[C]):
         self.state.reset_done(slot, self._now(), ok=error is None, timed_out=call.ended)
 
     def _reset_failed(self, slot: Slot[C], error: BaseException) -> None:
-        if self._listeners:
-            self.emit(_events().ResetFailed(slot.id, error))
-        self.report(error, f"reset of connection #{slot.id} failed, so it is closed")
+        if self.hooks.listeners:
+            self.hooks.emit(_events().ResetFailed(slot.id, error))
+        self.hooks.report(error, f"reset of connection #{slot.id} failed, so it is closed")
 
-    # -- orders
+    # -- the turn
 
-    def after(self) -> None:
-        """Carry out what the state decided, and set the timers by it: the end of every turn through the state."""
+    def _event(self, event: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Tell the state what happened, and do what it decides."""
+        try:
+            return event(*args, **kwargs)
+        finally:
+            self._turn()
+
+    def _turn(self) -> None:
+        """Carry out what the state decided, and see that it will be woken: the end of every event."""
         state = self.state
         if self.loop.is_closed():
             self._carry_out_late()
+            self.hooks.tell()
             return
-        while state.orders:
-            orders, state.orders = state.orders, []
-            for order, subject in orders:
+        while state.work:
+            for order, subject in state.take_work():
                 self._carry_out(order, subject)
-        if not state.is_open:
+        if state.is_open:
+            if state.due < self._alarm.at:
+                self._alarm.set(state.due)
+        else:
             self._is_closed()
-            return
-        if state.starting and len(state.slots) >= state.min_idle:
-            self._end_opening(None)
-        if state.parked and state.fresh:
-            state.wake(self.loop.time())
-            self._beat = self.loop.call_later(self._period, self._on_beat, context=self._context)
-        # An alarm that is near is not moved: it looks again by itself.
-        if self._alarm_at > state.tick + SLOW_FLOOR and (when := state.alarm()) < self._alarm_at:
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm_at = when
-            self._alarm = self.loop.call_at(when, self._on_alarm, context=self._context)
-        if state.live and not self._watching and state.might_deadlock():
-            self._watching = True
-            delay = max(0.0, self._next_deadlock_check - state.tick)
-            self._deadlock_check = self.loop.call_later(delay, self._find_deadlock, 2, context=self._context)
+            if (when := self._alarm.next()) != self._alarm.at:
+                self._alarm.set(when)
+        if self.hooks.waiting:
+            self.hooks.tell()
+
+    def _wake(self, now: float) -> None:
+        """The alarm rings."""
+        for what in self._alarm.pop(now):
+            what.overdue(now)
+        if (when := self._alarm.next()) < self._alarm.at:
+            self._alarm.set(when)
+        state = self.state
+        if state.due <= now:
+            late = cast("list[GetWaiter[C]]", state.overdue(now))
+            pictures: dict[str, _Picture] = {}  # one for all of a kind: a hundred thousand may end at once
+            for waiter in late:
+                phase = state.phase(waiter)
+                if phase not in pictures:
+                    pictures[phase] = self._picture(waiter)
+                waiter.end(pictures[phase])
+            state.wake(now, cast("list[Waiter[C]]", late))
+        self._turn()
 
     def _carry_out(self, order: Order, subject: Any) -> None:
         if order is Order.CONNECT:
             self._start(subject, self._open_one(), "connect", self.config.create_timeout, self._connected)
+            return
+        if order is Order.STARTED:
+            self._end_opening(_Outcome("open"))
+            return
+        if order is Order.FIND_LEAKS:
+            self._find_leaks()
+            return
+        if order is Order.DEADLOCK:
+            self._refuse_deadlocked(subject)
             return
         slot: Slot[C] = subject
         if order is Order.TEST:
             self._start(slot, self._test_one(slot), "is_valid", self.config.validation_timeout, self._tested)
             return
         assert slot.mark is not None
-        if self._listeners:
-            self.emit(_events().Closed(slot.id, self._now() - slot.born, slot.mark))
+        if self.hooks.listeners:
+            self.hooks.emit(_events().Closed(slot.id, self._now() - slot.born, slot.mark))
         if (under_way := self._calls.pop(slot, None)) is not None:
             # A test or reset that nobody waits for any more: it ends by itself, or is abandoned.
             self._calls[under_way] = under_way
@@ -882,33 +801,39 @@ class PoolTasks(Generic[C]):
         done: Callable[[Any, Call, BaseException | None, Any], None],
     ) -> Call:
         """Call one verb of the manager in a task of the pool's own."""
-
-        def finished(call: Call, error: BaseException | None, result: Any) -> None:
-            if self._calls.get(key) is call:
-                del self._calls[key]
-            else:
-                self._calls.pop(call, None)
-            if call.abandoned:
-                self._abandoned(f"a call of {verb}")
-            done(key, call, error, result)
-            self.after()
-
         slot = key if isinstance(key, Slot) else None
         call = Call(
             self.loop,
+            self._alarm,
             coro,
+            key=key,
+            verb=verb,
             name=f"{self.config.name}: {verb}" + ("" if slot is None else f" #{slot.id}"),
             context=self._context,
             timeout=timeout,
-            done=finished,
-            rescue=None if slot is None else lambda: self._rescue(slot),
+            done=self._finished(done),
+            rescue=None if slot is None else self._terminate,
             spill=self._dispose if verb == "connect" else None,
         )
         self._calls[key] = call
         return call
 
-    def _rescue(self, slot: Slot[C]) -> None:
-        self._terminate(slot)
+    def _finished(
+        self, done: Callable[[Any, Call, BaseException | None, Any], None]
+    ) -> Callable[[Call, BaseException | None, Any], None]:
+        def finished(call: Call, error: BaseException | None, result: Any) -> None:
+            if self._calls.get(call.key) is call:
+                del self._calls[call.key]
+            else:
+                self._calls.pop(call, None)
+            if call.abandoned:
+                self._abandoned(f"a call of {call.verb}")
+            try:
+                done(call.key, call, error, result)
+            finally:
+                self._turn()
+
+        return finished
 
     async def _open_one(self) -> C:
         conn = await self.manager.connect()
@@ -931,8 +856,8 @@ class PoolTasks(Generic[C]):
                 logger.warning("%s: connecting works again, after %d failures", self.label, self._outage)
             self._outage = 0
             slot = state.put(approval, conn, now, self._lifetime())
-            if self._listeners:
-                self.emit(_events().Connected(slot.id, now - approval.since))
+            if self.hooks.listeners:
+                self.hooks.emit(_events().Connected(slot.id, now - approval.since))
             return
         if error is None:
             self._dispose(conn)
@@ -940,33 +865,31 @@ class PoolTasks(Generic[C]):
             state.connect_failed(approval, None, now, transient=True, jitter=0.0)
             return
         error = self._connect_error(call, error)
-        if self._listeners:
-            self.emit(_events().ConnectFailed(error))
+        if self.hooks.listeners:
+            self.hooks.emit(_events().ConnectFailed(error))
         self._outage += 1
         if self._outage == 1 or self.config.error_sink is not None:
-            self.report(error, "connecting failed")
+            self.hooks.report(error, "connecting failed")
         transient = self._transient(error)
         if self.life == "opening" and not (transient and self.config.retry_connection):
-            self._end_opening(error)  # first, so that no further connect is begun for it
+            self._end_opening(_Outcome("failed", error))  # first, so that no further connect is begun for it
         state.connect_failed(approval, error, now, transient=transient, jitter=_random())
 
     # -- by the owner
 
     def add(self, conn: C) -> bool:
         """Take a connection in. False: no room."""
-        slot = self.state.add(conn, self._now(), self._lifetime())
-        if slot is not None and self._listeners:
-            self.emit(_events().Connected(slot.id))
-        self.after()
+        slot = self._event(self.state.add, conn, self._now(), self._lifetime())
+        if slot is not None and self.hooks.listeners:
+            self.hooks.emit(_events().Connected(slot.id))
+            self.hooks.tell()
         return slot is not None
 
     def resize(self, config: PoolConfig) -> None:
         """Put another size in force."""
         self.config = config
         if self.state.is_open:
-            self.state.resize(config, self._now())
-            self._start_reaper()
-            self.after()
+            self._event(self.state.resize, config, self._now())
         else:
             self.state.configure(config)
 
@@ -975,9 +898,7 @@ class PoolTasks(Generic[C]):
         slots = self.state.slots
         # Judged before anything changes: a predicate that raises leaves the pool as it was.
         chosen = None if predicate is None else {slot for slot in list(slots) if predicate(slot.conn)}
-        retired = self.state.evict(chosen, self._now())
-        self.after()
-        return retired
+        return self._event(self.state.evict, chosen, self._now())
 
     def mark_forked(self) -> None:
         """In the child of a fork: if the pool is open, it is the parent's."""
@@ -1039,8 +960,8 @@ class PoolTasks(Generic[C]):
             return True
         try:
             return bool(self._transient_verb(error))
-        except Exception as bug:  # noqa: BLE001 - whatever an adapter raises
-            self.hook_failed(bug, "is_transient raised, so the connect error counts as transient")
+        except BaseException as bug:  # noqa: BLE001 - whatever an adapter raises
+            self.hooks.failed(bug, "is_transient raised, so the connect error counts as transient")
             return True
 
     async def _test_one(self, slot: Slot[C]) -> bool:
@@ -1054,7 +975,7 @@ class PoolTasks(Generic[C]):
         elif error is None and not isinstance(result, bool):
             error = TypeError(f"is_valid must return True or False, not {result!r}: is a 'return True' missing?")
         if error is not None:
-            self.report(error, f"the test of connection #{slot.id} failed, so it is closed")
+            self.hooks.report(error, f"the test of connection #{slot.id} failed, so it is closed")
         valid = error is None and result is True
         self.state.tested(slot, self._now(), valid=valid, timed_out=call.ended)
 
@@ -1062,8 +983,10 @@ class PoolTasks(Generic[C]):
         if self._on_close is not None and slot.mark not in _SILENT:
             try:
                 await self._on_close(slot.conn)
-            except Exception as error:  # noqa: BLE001 - whatever a hook raises
-                self.hook_failed(error, f"on_close of connection #{slot.id} raised")
+            except BaseException as error:
+                if (task := current_task()) is not None and task.cancelling():
+                    raise
+                self.hooks.failed(error, f"on_close of connection #{slot.id} raised")
         if not slot.terminated:
             await self.manager.close(slot.conn)
 
@@ -1072,7 +995,7 @@ class PoolTasks(Generic[C]):
             error = TimeoutError(f"close took longer than close_timeout={self.config.close_timeout} s")
         if error is not None:
             if not self._final:
-                self.report(error, f"closing connection #{slot.id} failed")
+                self.hooks.report(error, f"closing connection #{slot.id} failed")
             if not self._terminate(slot) and call.ended and not call.abandoned:
                 self._abandoned(f"connection #{slot.id}")
         self.state.gone(slot, self._now())
@@ -1083,8 +1006,8 @@ class PoolTasks(Generic[C]):
             slot.terminated = True
             try:
                 self._terminate_verb(slot.conn)
-            except Exception as error:  # noqa: BLE001 - whatever an adapter raises
-                self.hook_failed(error, f"terminate of connection #{slot.id} raised")
+            except BaseException as error:  # noqa: BLE001 - whatever an adapter raises
+                self.hooks.failed(error, f"terminate of connection #{slot.id} raised")
         return slot.terminated
 
     def _dispose(self, conn: C, *, gently: bool = False) -> None:
@@ -1100,7 +1023,7 @@ class PoolTasks(Generic[C]):
 
     def _disposed(self, slot: Slot[C], call: Call, error: BaseException | None, _: Any) -> None:
         if error is not None:
-            self.report(error, "closing a connection that was not wanted any more failed")
+            self.hooks.report(error, "closing a connection that was not wanted any more failed")
         if error is not None and not self._terminate(slot) and call.ended and not call.abandoned:
             self._abandoned("a connection that was not wanted any more")
 
@@ -1110,10 +1033,10 @@ class PoolTasks(Generic[C]):
 
     def _carry_out_late(self) -> None:
         """The loop is closed: nothing can be awaited any more."""
-        self.state.orders.clear()
+        self.state.work.clear()
         for slot in list(self.state.closing):
             self._drop(slot)
-        self.state.orders.clear()
+        self.state.work.clear()
 
     def _drop(self, slot: Slot[C]) -> None:
         if not self._terminate(slot):
@@ -1122,29 +1045,8 @@ class PoolTasks(Generic[C]):
 
     # -- by the clock
 
-    def _on_beat(self) -> None:
-        self._beat = None
-        if self.state.beat(self.loop.time()):
-            self._beat = self.loop.call_later(self._period, self._on_beat, context=self._context)
-
-    def _on_alarm(self) -> None:
-        # asyncio may fire a timer a clock's resolution early: what was due is due.
-        now = max(self.loop.time(), self._alarm_at)
-        self._alarm = None
-        self._alarm_at = inf
-        self.state.look(now)
-        self.after()
-
-    def _start_reaper(self) -> None:
-        """It runs only where it has something to look at."""
-        config = self.config
-        if self._reaper is None and (config.idle_timeout is not None or config.min_idle or config.leak_threshold):
-            self._reaper = self.loop.call_later(config.reap_interval, self._reap, context=self._context)
-
-    def _reap(self) -> None:
-        self._reaper = self.loop.call_later(self.config.reap_interval, self._reap, context=self._context)
+    def _find_leaks(self) -> None:
         now = self.loop.time()
-        self.state.reap(now)
         if (threshold := self.config.leak_threshold) is not None:
             overdue = [s for s in self.state.slots if s.holder is not None and now - s.stamp > threshold]
             told, self._leaks = self._leaks, {(slot.id, slot.uses) for slot in overdue}
@@ -1152,27 +1054,13 @@ class PoolTasks(Generic[C]):
                 if (slot.id, slot.uses) in told:  # once for each loan
                     continue
                 held = now - slot.stamp
-                if self._listeners:
-                    self.emit(_events().Leaked(slot.id, held, slot.stack))
+                if self.hooks.listeners:
+                    self.hooks.emit(_events().Leaked(slot.id, held, slot.stack))
                 leak = f"connection #{slot.id} is held for {held:.3g} s, longer than leak_threshold={threshold:g}"
-                self.report(ResourceWarning(f"{self.label}: {leak}, taken at:\n{slot.stack}"), leak)
-        self.after()
+                self.hooks.report(ResourceWarning(f"{self.label}: {leak}, taken at:\n{slot.stack}"), leak)
 
-    def _find_deadlock(self, turns: int) -> None:
+    def _refuse_deadlocked(self, victim: GetWaiter[C]) -> None:
         state = self.state
-        self._deadlock_check = None
-        self._watching = False
-        if not state.might_deadlock():
-            return
-        if turns:
-            self._watching = True
-            self._deadlock_check = self.loop.call_soon(self._find_deadlock, turns - 1, context=self._context)
-            return
-        # A look goes through all waiters: under load it must stay rare.
-        self._next_deadlock_check = self.loop.time() + max(0.02, 5e-6 * len(state.waiters))
-        victim = cast("GetWaiter[C] | None", state.deadlock())
-        if victim is None:
-            return
         names = sorted({slot.holder.get_name() for slot in state.slots})
         waited = self.loop.time() - victim.started
         error = PoolDeadlock(
@@ -1183,18 +1071,14 @@ class PoolTasks(Generic[C]):
             waited=waited,
             state=state.snapshot(),
         )
-        state.refuse(victim, error)
-        self.after()
+        victim.end(_Failure(error, ours=True))
+        state.refuse(cast("Waiter[C]", victim), self.loop.time())
 
     # -- telling
 
-    def is_broken(self, conn: C) -> bool:
-        """Ask ``has_broken``. Raising means broken."""
-        try:
-            return self.has_broken(conn)
-        except Exception as error:  # noqa: BLE001 - whatever an adapter raises
-            self.hook_failed(error, "has_broken raised, so the connection counts as broken")
-            return True
+    def broken_by(self, error: BaseException) -> None:
+        """``has_broken`` raised."""
+        self.hooks.failed(error, "has_broken raised, so the connection counts as broken")
 
     def listen(self, listener: Callable[[Event], object]) -> Callable[[], None]:
         """Tell one more listener from now on, until what is returned is called."""
@@ -1203,40 +1087,16 @@ class PoolTasks(Generic[C]):
             listener(event)
 
         def end() -> None:
-            self._listeners = tuple(other for other in self._listeners if other is not told)
+            self.hooks.listeners = tuple(other for other in self.hooks.listeners if other is not told)
             self._set_observed(self.state.tick)
 
-        self._listeners = (*self._listeners, told)
+        self.hooks.listeners = (*self.hooks.listeners, told)
         self._set_observed(self.state.tick)
         return end
 
     def _set_observed(self, now: float) -> None:
         if not self.forked:  # then the warm path stays shut
-            self.state.observe(bool(self._listeners) or self._stacks or self.config.guard, now)
-
-    def emit(self, event: Event) -> None:
-        """Tell the listeners. None of them can break the pool."""
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception as error:  # noqa: BLE001 - whatever a listener raises
-                self.hook_failed(error, f"a listener raised on {type(event).__name__}")
-
-    def hook_failed(self, error: Exception, what: str) -> None:
-        """Count an error of somebody's hook, and report it."""
-        self.state.hook_errors += 1
-        self.report(error, what)
-
-    def report(self, error: BaseException, what: str) -> None:
-        """Give an error that reaches no caller to the sink, or to the log. The sink cannot break the pool either."""
-        if self.config.error_sink is None:
-            logger.warning("%s: %s: %s", self.label, what, _text(error))
-            return
-        try:
-            self.config.error_sink(error)
-        except Exception as bug:  # noqa: BLE001 - whatever a sink raises
-            self.state.hook_errors += 1
-            logger.warning("%s: the error_sink raised %s", self.label, _text(bug))
+            self.state.observe(bool(self.hooks.listeners) or self._stacks or self.config.guard, now)
 
     def _now(self) -> float:
         return self.loop.time()
@@ -1253,11 +1113,6 @@ def _events() -> ModuleType:
     from . import _events as events
 
     return events
-
-
-def _text(error: BaseException) -> str:
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _stack() -> str:

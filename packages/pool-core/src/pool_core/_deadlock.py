@@ -1,0 +1,42 @@
+"""Find a standstill: every connection is held by a task that itself waits for another one.
+
+Nobody can prove that a block will not be ended by another task (an async generator begun here and consumed there,
+``AsyncExitStack.pop_all``). So who is stuck is told only when nothing at all has moved for a while; the pool's state
+keeps that time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ._state import Slot, Waiter
+
+C = TypeVar("C")
+
+
+def newest_blocked_holder(slots: Iterable[Slot[C]], waiters: Iterable[Waiter[C]]) -> Waiter[C] | None:
+    """Return the newest waiter that holds a connection, if each connection is held by a task that waits here.
+
+    A lease acquired by ``await`` may be released by any task, and a holder without a task by any callback: with one of
+    those there is no deadlock. Nor does a waiter with a timeout of its own count: it goes on by itself.
+    """
+    holding: set[Any] = set()
+    for slot in slots:
+        if slot.holder is None or slot.loose:
+            return None
+        holding.add(slot.holder)
+    newest = None
+    for waiter in waiters:
+        if waiter.queued and waiter.patient and waiter.task in holding:
+            holding.discard(waiter.task)
+            newest = waiter
+    return None if holding else newest
+
+
+def count_blocked_holders(slots: Iterable[Slot[Any]], waiters: Iterable[Waiter[Any]]) -> int:
+    """Count the connections in use whose holder itself waits for another one."""
+    tasks = {waiter.task for waiter in waiters if waiter.queued}
+    return sum(slot.holder in tasks for slot in slots)
