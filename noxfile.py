@@ -24,7 +24,15 @@ ADAPTERS = PACKAGES[1:]
 PYTHONS = ["3.11", "3.12", "3.13"]
 FLOOR = PYTHONS[0]
 EXTRAS = {"pool-mongo": "[motor]"}  # that their tests need
-DECIDERS = ["_state.py", "_tasks.py", "_lease.py", "_pool.py"]  # every branch of these is tested
+DECIDERS = [
+    "_state.py",
+    "_deadlock.py",
+    "_tasks.py",
+    "_call.py",
+    "_hooks.py",
+    "_lease.py",
+    "_pool.py",
+]  # every branch of these is tested
 SETUP = ROOT / "containers" / "setup.sh"
 RESULTS = Path(tempfile.gettempdir(), f"pool-core-results-{os.getpid()}")
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")

@@ -58,6 +58,10 @@ def is_broken(conn: Conn) -> bool:
     return conn.broken
 
 
+def unexpected(error: BaseException) -> None:
+    raise error
+
+
 class World:
     """PoolState with everything that may happen to it."""
 
@@ -67,7 +71,7 @@ class World:
         self.resets = resets
         self.adds = adds
         self.config = PoolConfig(**options)
-        self.state: PoolState[Conn] = PoolState(self.config, is_broken, Counter())
+        self.state: PoolState[Conn] = PoolState(self.config, is_broken, unexpected, Counter())
         self.state.wipes = resets
         self.gets: list[Get] = []  # those that wait or hold
         self.made = 0

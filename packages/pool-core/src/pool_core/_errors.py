@@ -5,7 +5,7 @@ Each survives ``pickle`` and ``copy`` with its attributes: a ProcessPoolExecutor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from ._statistics import State
@@ -53,7 +53,7 @@ class PoolTimeout(PoolUnavailable, TimeoutError):
         super().__init__(message)
         self.phase = phase
         self.waited = waited
-        self.state = state
+        self.state = cast("State", state)  # None only while it is unpickled
 
 
 class PoolDeadlock(PoolTimeout):

@@ -236,9 +236,15 @@ class PoolState(Generic[C]):
         "work",
     )
 
-    def __init__(self, config: PoolConfig, is_broken: Callable[[C], bool], next_id: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        config: PoolConfig,
+        is_broken: Callable[[C], bool],
+        failed: Callable[[BaseException], None],
+        next_id: Callable[[], int],
+    ) -> None:
         self.has_broken = is_broken
-        self.failed: Callable[[BaseException], None] = _raise
+        self.failed = failed  # told of what has_broken raises
         self.wipes = False
         self._next_id = next_id
         self.work: list[tuple[Order, Any]] = []
@@ -681,8 +687,7 @@ class PoolState(Generic[C]):
     def wake(self, now: float, late: list[Waiter[C]]) -> None:
         """Do what has become due."""
         for waiter in late:
-            if waiter.queued:
-                self._drop(waiter)
+            self._drop(waiter)
             self._orphan(waiter)
         if late:
             self._left_at = now
@@ -1183,10 +1188,6 @@ class PoolState(Generic[C]):
             self.floor = max(0, self.min_idle - len(self.stale) - self._coming())
         else:
             self.floor = 0
-
-
-def _raise(error: BaseException) -> None:
-    raise error
 
 
 def _late_at(trials: dict[Slot[Any], Trial[Any]]) -> float:

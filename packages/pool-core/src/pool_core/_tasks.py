@@ -154,8 +154,7 @@ class PoolTasks(Generic[C]):
         self._on_connect = getattr(config.customizer, "on_connect", None)
         self._on_close = getattr(config.customizer, "on_close", None)
         self.hooks = Hooks(config, f"pool {config.name!r}")
-        self.state: PoolState[C] = PoolState(config, self.has_broken, _next_id)
-        self.state.failed = self.broken_by
+        self.state: PoolState[C] = PoolState(config, self.has_broken, self.broken_by, _next_id)
         self.state.wipes = self.reset is not None
         self.is_broken = self.state.is_broken
         self.state.hook_errors = lambda: self.hooks.raised
@@ -633,18 +632,15 @@ class PoolTasks(Generic[C]):
     def give_back(self, slot: Slot[C], how: int = 0, error: BaseException | None = None) -> None:
         """End a lease: bookkeeping now; the wiping and closing go on in tasks of the pool's own."""
         state = self.state
+        if how and self.loop.is_closed():  # a block that was thrown away after its loop
+            self.reclaim(slot)
+            return
         now = self.loop.time()
         if not state.plain:
             if slot not in state.slots:
                 return  # close() has terminated it
-            if self.loop.is_closed():
-                self.reclaim(slot)
-                return
             if self.hooks.listeners:
                 self.hooks.emit(_events().CheckedIn(slot.id, now - slot.stamp))
-        elif how and self.loop.is_closed():
-            self.reclaim(slot)
-            return
         if error is not None:
             how |= BROKEN
             self.broken_by(error)
@@ -1047,17 +1043,17 @@ class PoolTasks(Generic[C]):
 
     def _find_leaks(self) -> None:
         now = self.loop.time()
-        if (threshold := self.config.leak_threshold) is not None:
-            overdue = [s for s in self.state.slots if s.holder is not None and now - s.stamp > threshold]
-            told, self._leaks = self._leaks, {(slot.id, slot.uses) for slot in overdue}
-            for slot in overdue:
-                if (slot.id, slot.uses) in told:  # once for each loan
-                    continue
-                held = now - slot.stamp
-                if self.hooks.listeners:
-                    self.hooks.emit(_events().Leaked(slot.id, held, slot.stack))
-                leak = f"connection #{slot.id} is held for {held:.3g} s, longer than leak_threshold={threshold:g}"
-                self.hooks.report(ResourceWarning(f"{self.label}: {leak}, taken at:\n{slot.stack}"), leak)
+        threshold = self.config.leak_threshold or inf  # no leak_threshold, no such work
+        overdue = [s for s in self.state.slots if s.holder is not None and now - s.stamp > threshold]
+        told, self._leaks = self._leaks, {(slot.id, slot.uses) for slot in overdue}
+        for slot in overdue:
+            if (slot.id, slot.uses) in told:  # once for each loan
+                continue
+            held = now - slot.stamp
+            if self.hooks.listeners:
+                self.hooks.emit(_events().Leaked(slot.id, held, slot.stack))
+            leak = f"connection #{slot.id} is held for {held:.3g} s, longer than leak_threshold={threshold:g}"
+            self.hooks.report(ResourceWarning(f"{self.label}: {leak}, taken at:\n{slot.stack}"), leak)
 
     def _refuse_deadlocked(self, victim: GetWaiter[C]) -> None:
         state = self.state
