@@ -168,7 +168,7 @@ class World:
             slot.holder = get
             get.answer = slot
             self.gets.append(get)
-        elif self.state.stale and not self.state.live:
+        elif self.state.stale and self.state.live == self.state.tries:
             self.state.enqueue(get, self.now)
             self.gets.append(get)
 

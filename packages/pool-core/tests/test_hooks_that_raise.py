@@ -143,6 +143,29 @@ async def test_a_synchronous_reset_that_raises_closes_the_connection(error: Base
         closed(pool, reset_failed=2)
 
 
+@virtual
+async def test_a_warm_return_whose_reset_raises_closes_the_connection() -> None:
+    """The warm path calls reset by itself."""
+
+    class Manager(ScriptedManager):
+        fails = False
+
+        def reset(self, conn: Any, /) -> Any:
+            if self.fails:
+                raise ValueError("bug")
+
+    manager = Manager()
+    errors: list[BaseException] = []
+    async with Pool(manager, max_size=1, error_sink=errors.append) as pool:
+        await hold(pool)
+        assert not pool._state.slow
+        manager.fails = True
+        await hold(pool)
+        closed(pool, reset_failed=1)
+        assert len(errors) == 1
+        books(pool)
+
+
 @pytest.mark.parametrize("where", ["listener", "sink", "has_broken"])
 @virtual
 async def test_ctrl_c_in_a_hook_is_raised_again_when_the_books_are_right(where: str) -> None:

@@ -43,6 +43,7 @@ def test_the_state_knows_no_loop_no_clock_no_chance_and_no_threads() -> None:
         "collections",
         "enum",
         "heapq",
+        "itertools",
         "math",
         "typing",
         "._deadlock",

@@ -162,8 +162,7 @@ class Call:
     def end_within(self, seconds: float) -> None:
         """Bring its deadline forward."""
         self.lane.pop(self, None)
-        if self._done is not None:
-            self._clock.add(self, self._loop.time(), seconds)
+        self._clock.add(self, self._loop.time(), seconds)
 
     def abandon(self) -> None:
         """Go on without it."""

@@ -220,6 +220,7 @@ _FOREIGN = {
 def check_names(options: Mapping[str, object]) -> None:
     """Refuse an option that there is not, and name the one that is meant."""
     known = option_names()
+    wrong = []
     for name in options:
         if name in known:
             continue
@@ -229,8 +230,9 @@ def check_names(options: Mapping[str, object]) -> None:
 
             meant = next(iter(difflib.get_close_matches(name, known, 1, 0.6)), None)
         hint = f"use {meant}" if meant else f"the options are {', '.join(known)}"
-        msg = f"{name}: the pool has no such option; {hint}"
-        raise TypeError(msg)
+        wrong.append(f"{name}: the pool has no such option; {hint}")
+    if wrong:
+        raise TypeError(". ".join(wrong))
 
 
 def check_timeout(name: str, value: float) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -185,7 +186,6 @@ class PoolState(Generic[C]):
         "_queue_at",
         "_swept_at",
         "_tests_always",
-        "_tries",
         "_uses_gone",
         "abandoned",
         "added",
@@ -228,6 +228,7 @@ class PoolState(Generic[C]):
         "starting",
         "stuck_at",
         "tick",
+        "tries",
         "validating",
         "wait_time",
         "waiters",
@@ -270,7 +271,7 @@ class PoolState(Generic[C]):
 
         self.waiters: deque[Waiter[C]] = deque()
         self.live = 0  # waiters that are still queued; the rest of the deque is dead
-        self._tries = 0  # how many of them are a try_get
+        self.tries = 0  # how many of them are a try_get
         self.waiting = 0  # gets that wait until their task has gone on; a try_get is none
 
         self.shut()
@@ -428,7 +429,7 @@ class PoolState(Generic[C]):
             if self.stuck_at == inf and self._detects:
                 self._watch(now)
             return True
-        self._tries += waiter.idle_only
+        self.tries += waiter.idle_only
         self._pass_on()
         self._serve(now)
         if self.config.max_waiting is not None:
@@ -888,7 +889,7 @@ class PoolState(Generic[C]):
         )
         assert not (self.live and self.fresh), "somebody waits while a connection is idle and lendable"
         testing = self.live > len(self.validating)
-        assert self._tries == sum(waiter.idle_only for waiter in self.waiters if waiter.queued), "tries miscounted"
+        assert self.tries == sum(waiter.idle_only for waiter in self.waiters if waiter.queued), "tries miscounted"
         assert not (testing and self.stale), "somebody waits while an idle connection could be tested"
         for approval in self.approvals:
             waiter = approval.waiter
@@ -903,7 +904,7 @@ class PoolState(Generic[C]):
             idle_after_get = self.floor + len(self.stale) + self._coming()
             assert idle_after_get >= self.min_idle, "the warm path undercuts min_idle"
         if self._may_connect(self.tick):
-            assert self._lack() <= self._tries, "capacity is free, somebody waits, and nobody makes progress"
+            assert self._lack() <= self.tries, "capacity is free, somebody waits, and nobody makes progress"
 
     # -- inside
 
@@ -949,7 +950,7 @@ class PoolState(Generic[C]):
             self._test(now)  # a get of its own test each
         while self.stale and len(self.validating) < self.config.max_connecting and self._lack() > 0:
             self._test(now)  # for a get whose test is slow
-        if self._tries:
+        if self.tries:
             self._turn_away()
         while self._may_connect(now) and self._lack() > 0:
             waiter = self._first_without_approval()
@@ -958,13 +959,11 @@ class PoolState(Generic[C]):
             waiter.approval = self._mint(waiter, now)
 
     def _turn_away(self) -> None:
-        """A try_get that has no idle connection left to hope for ends with None. It is the head: it came to no queue."""
-        while not self.waiters[0].queued:
-            self.waiters.popleft()
-        head = self.waiters[0]
-        if head.test is None:
-            self._drop(head)
-            head.offer(None)
+        """End each try_get with None that has no idle connection left to hope for."""
+        for waiter in list(islice(self.waiters, len(self.waiters) - self.live + self.tries)):  # they stand first
+            if waiter.queued and waiter.idle_only and waiter.test is None:
+                self._drop(waiter)
+                waiter.offer(None)
 
     def _top_up(self, now: float) -> None:
         if self._paused:
@@ -1016,7 +1015,7 @@ class PoolState(Generic[C]):
         """Take a waiter out of the count; the deque forgets the dead when they outnumber the living: O(1), amortised."""
         waiter.queued = False
         self.live -= 1
-        self._tries -= waiter.idle_only
+        self.tries -= waiter.idle_only
         waiters = self.waiters
         while waiters and not waiters[0].queued:
             waiters.popleft()
@@ -1034,7 +1033,7 @@ class PoolState(Generic[C]):
                 continue
             waiter.queued = False
             self.live -= 1
-            self._tries -= waiter.idle_only
+            self.tries -= waiter.idle_only
             waiter.direct = waiter is tested_for
             slot.holder = waiter.task
             slot.state = LENT
@@ -1062,7 +1061,7 @@ class PoolState(Generic[C]):
     def _fail_all(self, error: BaseException | None) -> None:
         waiters = [waiter for waiter in self.waiters if waiter.queued]
         self.waiters.clear()
-        self.live = self._tries = 0
+        self.live = self.tries = 0
         for waiter in waiters:
             waiter.queued = False
             self._orphan(waiter)

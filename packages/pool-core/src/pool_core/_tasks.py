@@ -519,7 +519,8 @@ class PoolTasks(Generic[C]):
         now = self.loop.time()
         task = current_task(self.loop)
         slot = self._take(task, now)
-        if slot is None and self.state.stale and not self.state.live:
+        # Behind other try_gets there is nothing to overtake: each has a test of its own.
+        if slot is None and self.state.stale and self.state.live == self.state.tries:
             waiter: GetWaiter[C] = GetWaiter(self.loop.create_future(), task, now, inf, idle_only=True)
             self._event(self.state.enqueue, waiter, now)
             try:
@@ -552,7 +553,11 @@ class PoolTasks(Generic[C]):
             slot.stack = _stack()
         if self.hooks.listeners:
             self.hooks.emit(_events().CheckedOut(slot.id, waited))
-            self.hooks.tell()
+            try:
+                self.hooks.tell()
+            except BaseException:  # KeyboardInterrupt or SystemExit: the borrower never had it
+                self._event(self.state.give_back, slot, self._now(), UNUSED)
+                raise
 
     def _left(self, waiter: GetWaiter[C]) -> None:
         """A get went away. What it was given in this very tick goes on to the next."""
@@ -734,8 +739,7 @@ class PoolTasks(Generic[C]):
             self._is_closed()
             if (when := self._alarm.next()) != self._alarm.at:
                 self._alarm.set(when)
-        if self.hooks.waiting:
-            self.hooks.tell()
+        self.hooks.tell()
 
     def _wake(self, now: float) -> None:
         """The alarm rings."""
