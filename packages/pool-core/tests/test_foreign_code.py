@@ -1,4 +1,4 @@
-# mypy: disable-error-code="misc,no-any-return,arg-type,unused-ignore"
+# mypy: disable-error-code="attr-defined,misc,no-any-return,arg-type,unused-ignore"
 """Code of other people inside the pool: whatever it raises, and whatever it calls, the pool keeps its promises."""
 
 from __future__ import annotations

@@ -440,6 +440,7 @@ class PoolState(Generic[C]):
             coming = max(under_way + len(self.closing), on_time + len(self.approvals))
             if self.live - max(coming, not self._in_use()) > self.config.max_waiting:
                 self._drop(waiter)
+                self._disown(waiter)
                 return False
         return True
 
@@ -999,6 +1000,14 @@ class PoolState(Generic[C]):
                 if waiter is None:
                     break
                 test.waiter, waiter.test = waiter, test
+
+    def _disown(self, waiter: Waiter[C]) -> None:
+        """Free the connect and the test of one that was refused: others may count on them."""
+        if waiter.approval is not None:
+            waiter.approval.waiter = waiter.approval = None
+        if waiter.test is not None:
+            waiter.test.waiter = waiter.test = None
+        self._pass_on()
 
     def _orphan(self, waiter: Waiter[C]) -> None:
         approval, test = waiter.approval, waiter.test
