@@ -172,8 +172,7 @@ class CheckedChanges:
 
 def look() -> None:
     """Check every pool made since ``start``."""
-    if not all([watch.look() for watch in watched]):
-        watched[:] = [watch for watch in watched if watch.shell() is not None]
+    watched[:] = [watch for watch in watched if watch.look()]
 
 
 def start() -> None:
