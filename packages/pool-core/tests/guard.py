@@ -106,7 +106,7 @@ def _name(item: Any) -> str:
 def _late_alarm(shell: Any) -> list[str]:
     """Compare the alarm with what it must not miss."""
     state = shell.state
-    alarm = getattr(shell, "_alarm", None)
+    alarm: Any = getattr(shell, "_alarm", None)
     found = []
     if hasattr(alarm, "at"):
         at = alarm.at
