@@ -1,0 +1,29 @@
+"""Run every test of the core under the guard (see guard.py), and fail the test that caused a finding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from . import guard
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+if guard.MODE == "on":
+    guard.install()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Fail a test that passed, and add the findings to the report of one that failed."""
+    guard.start()
+    try:
+        yield
+    except BaseException:
+        if (found := guard.report()) is not None:
+            item.add_report_section("call", "guard", found)
+        raise
+    if (found := guard.report()) is not None:
+        pytest.fail(found, pytrace=False)
