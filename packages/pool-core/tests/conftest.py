@@ -6,18 +6,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from . import guard
-
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-if guard.MODE == "on":
-    guard.install()
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart() -> None:
+    """Install the guard: not before, since coverage counts only what is imported after its own start."""
+    from . import guard
+
+    if guard.MODE == "on":
+        guard.install()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     """Fail a test that passed, and add the findings to the report of one that failed."""
+    from . import guard
+
     guard.start()
     try:
         yield
