@@ -1002,12 +1002,10 @@ class PoolState(Generic[C]):
                 test.waiter, waiter.test = waiter, test
 
     def _disown(self, waiter: Waiter[C]) -> None:
-        """Free the connect and the test of one that was refused: others may count on them."""
+        """Free the connect of one that was refused: others may count on it. A test it has not: who has is not refused."""
         if waiter.approval is not None:
             waiter.approval.waiter = waiter.approval = None
-        if waiter.test is not None:
-            waiter.test.waiter = waiter.test = None
-        self._pass_on()
+            self._pass_on()
 
     def _orphan(self, waiter: Waiter[C]) -> None:
         approval, test = waiter.approval, waiter.test
