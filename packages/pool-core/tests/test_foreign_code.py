@@ -54,7 +54,7 @@ def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
             gc.collect()  # what a pool's finalizer says belongs to this test
 
     functools.update_wrapper(muted, runner)
-    del muted.__wrapped__
+    vars(muted).pop("__wrapped__")
     muted.__signature__ = inspect.signature(runner)  # type: ignore[attr-defined]
     return muted
 
