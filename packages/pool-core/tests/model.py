@@ -38,6 +38,9 @@ class Get(Waiter[Conn]):
         self.answer = slot
         return True
 
+    def gone(self) -> bool:
+        return self.cancelled
+
     def fail(self, error: BaseException | None) -> None:
         assert self.answer == "none yet", "a get was answered twice"
         self.answer = "failed"
@@ -119,6 +122,8 @@ class World:
             ops += [("test", index, how) for how in ("ok", "invalid", "timeout", "dead")]
         for index in range(len(state.resetting)):
             ops += [("reset", index, how) for how in ("ok", "failed", "timeout", "dead")]
+        if any(get.cancelled for get in self.gets):
+            ops.append(("cut_off",))
         if state.closing:
             ops.append(("gone",))
         idle = len(state.fresh) + len(state.stale)
@@ -222,6 +227,11 @@ class World:
         slot = list(self.state.resetting)[index]
         slot.conn.broken = slot.conn.broken or how == "dead"
         self.state.reset_done(slot, self.now, ok=how in ("ok", "dead"), timed_out=how == "timeout")
+
+    def do_cut_off(self) -> None:
+        self.state.cut_off()
+        self.state.reap_at = self.now
+        self.wake(0.0)
 
     def do_gone(self) -> None:
         self.state.gone(min(self.state.closing, key=lambda slot: slot.id), self.now)

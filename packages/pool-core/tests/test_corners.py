@@ -396,6 +396,8 @@ def test_a_waiter_answers_only_in_the_shell() -> None:
         waiter.offer(Slot(object(), 1, 0.0, 0.0))
     with pytest.raises(NotImplementedError):
         waiter.fail(None)
+    with pytest.raises(NotImplementedError):
+        waiter.gone()
 
 
 def test_a_loop_closed_over_waiters_and_connects_leaves_a_pool_that_opens_afresh() -> None:

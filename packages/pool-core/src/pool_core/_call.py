@@ -107,7 +107,7 @@ class Call:
     """
 
     __slots__ = (
-        "_clock", "_done", "_loop", "_rescue", "_spill", "_steps", "abandoned", "ended", "key", "lane", "task", "verb",
+        "_clock", "_done", "_loop", "_rescue", "_spill", "_steps", "abandoned", "cut_off", "ended", "key", "lane", "task", "verb",
     )  # fmt: skip
 
     def __init__(
@@ -135,6 +135,7 @@ class Call:
         self._steps = 0
         self.ended = False  # from outside: at its deadline, or because the pool closes
         self.abandoned = False
+        self.cut_off = False  # cancelled by others, as asyncio.run does with all tasks when it ends
         self.lane: dict[Any, float] = {}
         if timeout is not None:
             clock.add(self, loop.time(), timeout)
@@ -171,6 +172,8 @@ class Call:
         self._finish(TimeoutError("it did not end when it was cancelled"), None)
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
+        # A method may raise CancelledError by itself; only who is cancelled counts as cancelling.
+        self.cut_off = task.cancelled() and not self.ended and task.cancelling() > 0
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         result = None if error is not None else task.result()
         if self._done is None and error is None and self._spill is not None:

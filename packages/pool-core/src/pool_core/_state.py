@@ -18,7 +18,7 @@ from ._deadlock import count_blocked_holders, newest_blocked_holder
 from ._statistics import CloseReason, State, Statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable
 
     from ._config import PoolConfig
     from ._errors import Phase
@@ -159,6 +159,10 @@ class Waiter(Generic[C]):
         """Take the connection (None: there is none for a try_get), or answer False: already gone, try the next."""
         raise NotImplementedError
 
+    def gone(self) -> bool:
+        """Tell whether it was cancelled already, or answered."""
+        raise NotImplementedError
+
     def fail(self, error: BaseException | None) -> None:
         """Give up: no connection will come. None: the pool is closing."""
         raise NotImplementedError
@@ -172,6 +176,7 @@ class PoolState(Generic[C]):
         "_bounded",
         "_bypass",
         "_detects",
+        "_fifo",
         "_given",
         "_last_reset",
         "_last_test",
@@ -324,7 +329,7 @@ class PoolState(Generic[C]):
         self._tests_always = config.test_on_check_out and config.alive_bypass == 0
         self._bypass = config.alive_bypass if config.test_on_check_out else inf
         # The one place where the queue strategy matters: from which end of the idle ones to take.
-        fifo = config.queue_strategy.value == "fifo"
+        fifo = self._fifo = config.queue_strategy.value == "fifo"
         self.pop = self.fresh.popleft if fifo else self.fresh.pop
         self._pop_stale = self.stale.popleft if fifo else self.stale.pop
 
@@ -400,7 +405,7 @@ class PoolState(Generic[C]):
 
     def take(self, now: float) -> Slot[C] | None:
         """Lend an idle connection that needs no test. Only while nobody waits (then nothing fresh is idle anyway)."""
-        while self.fresh:
+        while self.fresh and not self._stale_first():
             slot = self.pop()
             if not self.is_broken(slot.conn):
                 slot.state = LENT
@@ -533,7 +538,9 @@ class PoolState(Generic[C]):
 
     # -- testing
 
-    def tested(self, slot: Slot[C], now: float, *, valid: bool, timed_out: bool = False) -> None:
+    def tested(
+        self, slot: Slot[C], now: float, *, valid: bool, timed_out: bool = False, terminate: bool = False
+    ) -> None:
         """End a test. A valid connection goes, without another test, to the waiter at the head."""
         trial = self.validating[slot]
         waiter = trial.waiter
@@ -543,7 +550,7 @@ class PoolState(Generic[C]):
                 # A NAT that dropped this one dropped all that were silent for as long.
                 for other in self._remove_idle(lambda idle: idle.stamp <= slot.stamp):
                     self._close(other, CloseReason.INVALID, terminate=True)
-            self._dead(slot, CloseReason.INVALID, now, terminate=timed_out)
+            self._dead(slot, CloseReason.INVALID, now, terminate=timed_out or terminate)
         elif self.is_broken(slot.conn):
             self._dead(slot, CloseReason.BROKEN, now)
         elif (reason := self._retired(slot, now)) is not None:
@@ -762,8 +769,11 @@ class PoolState(Generic[C]):
     def _beat(self, now: float) -> None:
         """Move the warm path's clock on; where nothing fresh and no traffic is left to time, it stops."""
         fresh = self.fresh
-        while fresh and fresh[0].stamp + self._bypass <= now:
-            self.stale.append(fresh.popleft())
+        if fresh and fresh[0].stamp + self._bypass <= now:
+            aged = []
+            while fresh and fresh[0].stamp + self._bypass <= now:
+                aged.append(fresh.popleft())
+            self._make_stale(aged)
         quiet = self._bypass == inf and (not fresh or fresh[-1].stamp < self._beaten)
         self.parked = not fresh or quiet
         self._beaten = now
@@ -888,7 +898,8 @@ class PoolState(Generic[C]):
         assert self._late_resets == sum(reset.late for reset in self.resetting.values()), (
             "the count of late resets is wrong"
         )
-        assert not (self.live and self.fresh), "somebody waits while a connection is idle and lendable"
+        waits = self.live > len(self.validating) if self._fifo else self.live
+        assert not (waits and self.fresh), "somebody waits while a connection is idle and lendable"
         testing = self.live > len(self.validating)
         assert self.tries == sum(waiter.idle_only for waiter in self.waiters if waiter.queued), "tries miscounted"
         assert not (testing and self.stale), "somebody waits while an idle connection could be tested"
@@ -947,8 +958,11 @@ class PoolState(Generic[C]):
 
     def _help(self, now: float) -> None:
         """Start tests, then connects, for those who wait without supply."""
-        while self.stale and self.live > len(self.validating):
-            self._test(now)  # a get of its own test each
+        while (self.stale or self.fresh) and self.live > len(self.validating):
+            if self.fresh and not self._stale_first():  # FIFO alone leaves it here while somebody waits
+                self._hand_fresh(now)
+            else:
+                self._test(now)  # a get of its own test each
         while self.stale and len(self.validating) < self.config.max_connecting and self._lack() > 0:
             self._test(now)  # for a get whose test is slow
         if self.tries:
@@ -958,6 +972,25 @@ class PoolState(Generic[C]):
             if waiter is None:
                 break  # the rest are try_gets
             waiter.approval = self._mint(waiter, now)
+
+    def _stale_first(self) -> bool:
+        """Tell whether FIFO's next one, unused longest, has to be tested before."""
+        return self._fifo and bool(self.stale) and (not self.fresh or self.stale[0].stamp <= self.fresh[0].stamp)
+
+    def _hand_fresh(self, now: float) -> None:
+        slot = self.pop()
+        if self.is_broken(slot.conn):
+            self._dead(slot, CloseReason.BROKEN, now)
+        elif not self._hand(slot, now):
+            self.fresh.appendleft(slot)
+
+    def _make_stale(self, slots: Iterable[Slot[C]]) -> None:
+        """Have these tested before their next use. For FIFO they stand by time of last use."""
+        self.stale.extend(slots)
+        if self._fifo:
+            ordered = sorted(self.stale, key=lambda slot: slot.stamp)
+            self.stale.clear()
+            self.stale.extend(ordered)
 
     def _turn_away(self) -> None:
         """End each try_get with None that has no idle connection left to hope for."""
@@ -1003,9 +1036,18 @@ class PoolState(Generic[C]):
 
     def _disown(self, waiter: Waiter[C]) -> None:
         """Free the connect of one that was refused: others may count on it. A test it has not: who has is not refused."""
-        if waiter.approval is not None:
-            waiter.approval.waiter = waiter.approval = None
+        approval = waiter.approval
+        if approval is not None:
+            approval.waiter = waiter.approval = None
             self._pass_on()
+
+    def cut_off(self) -> None:
+        """Begin nothing for waiters that are cancelled already, nor for min_idle: the event loop is about to end."""
+        self._paused = True
+        for waiter in list(self.waiters):
+            if waiter.queued and waiter.gone():
+                self._drop(waiter)
+                self._orphan(waiter)
 
     def _orphan(self, waiter: Waiter[C]) -> None:
         approval, test = waiter.approval, waiter.test
@@ -1140,7 +1182,7 @@ class PoolState(Generic[C]):
         self._swept_at = now
         for other in self._remove_idle(lambda idle: self.is_broken(idle.conn)):
             self._close(other, CloseReason.BROKEN)
-        self.stale.extend(self.fresh)
+        self._make_stale(self.fresh)
         self.fresh.clear()
 
     def _remove_idle(self, doomed: Callable[[Slot[C]], bool]) -> list[Slot[C]]:
@@ -1188,7 +1230,7 @@ class PoolState(Generic[C]):
             and len(self.slots) <= self.max_size
         )
         self.slow = self.live > 0 or self.parked or not self.plain
-        if self.slow:
+        if self.slow or (self._fifo and self.stale):
             self.floor = CLOSED
         elif self.min_idle and self._room():
             self.floor = max(0, self.min_idle - len(self.stale) - self._coming())

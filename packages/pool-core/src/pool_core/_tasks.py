@@ -86,6 +86,9 @@ class GetWaiter(Waiter[C]):
             return False
         return True
 
+    def gone(self) -> bool:
+        return self.future.done()
+
     def fail(self, error: BaseException | None) -> None:
         self.end(_Failure(error))
 
@@ -170,6 +173,7 @@ class PoolTasks(Generic[C]):
         self._limit: Limit | None = None  # of closing
         self._close_at = inf
         self._final = False  # closing, and out of time
+        self._cut_off = False  # within the end of a call that others cancelled: no task may be begun
         self._aborted = False  # closing, because open() failed or was cancelled
         self._alarm = Clock(self.loop, self._wake, self._context)
         self._blocked = 0  # holders that waited themselves when that was last counted
@@ -443,7 +447,7 @@ class PoolTasks(Generic[C]):
         if not state.is_open or get_ident() != self.thread or (task := current_task(loop)) is None:
             task = self._check_get()
         now = loop.time()
-        if state.fresh:  # then nobody waits
+        if state.fresh and not state.live:  # with FIFO there may be both
             slot = self._take(task, now)
             if slot is not None:
                 slot.uses += 1
@@ -706,12 +710,13 @@ class PoolTasks(Generic[C]):
             error = TimeoutError(f"reset took longer than reset_timeout={self.config.reset_timeout} s")
         if error is not None:
             self._reset_failed(slot, error)
-        self.state.reset_done(slot, self._now(), ok=error is None, timed_out=call.ended)
+        self.state.reset_done(slot, self._now(), ok=error is None, timed_out=call.ended or call.cut_off)
 
     def _reset_failed(self, slot: Slot[C], error: BaseException) -> None:
         if self.hooks.listeners:
             self.hooks.emit(_events().ResetFailed(slot.id, error))
-        self.hooks.report(error, f"reset of connection #{slot.id} failed, so it is closed")
+        if not self._cut_off:
+            self.hooks.report(error, f"reset of connection #{slot.id} failed, so it is closed")
 
     # -- the turn
 
@@ -785,7 +790,7 @@ class PoolTasks(Generic[C]):
             under_way.end()
         if order is Order.TERMINATE:
             terminated = self._terminate(slot)
-            if self._final or (terminated and (self._on_close is None or slot.mark in _SILENT)):
+            if self._final or self._cut_off or (terminated and (self._on_close is None or slot.mark in _SILENT)):
                 if not terminated:
                     self._abandoned(f"connection #{slot.id}")
                 self.state.gone(slot, self._now())
@@ -828,10 +833,14 @@ class PoolTasks(Generic[C]):
                 self._calls.pop(call, None)
             if call.abandoned:
                 self._abandoned(f"a call of {call.verb}")
+            if call.cut_off:
+                self.state.cut_off()
+            self._cut_off = call.cut_off
             try:
                 done(call.key, call, error, result)
             finally:
                 self._turn()
+                self._cut_off = False
 
         return finished
 
@@ -868,7 +877,7 @@ class PoolTasks(Generic[C]):
         if self.hooks.listeners:
             self.hooks.emit(_events().ConnectFailed(error))
         self._outage += 1
-        if self._outage == 1 or self.config.error_sink is not None:
+        if (self._outage == 1 or self.config.error_sink is not None) and not call.cut_off:
             self.hooks.report(error, "connecting failed")
         transient = self._transient(error)
         if self.life == "opening" and not (transient and self.config.retry_connection):
@@ -974,10 +983,10 @@ class PoolTasks(Generic[C]):
             error = TimeoutError(f"is_valid took longer than validation_timeout={self.config.validation_timeout} s")
         elif error is None and not isinstance(result, bool):
             error = TypeError(f"is_valid must return True or False, not {result!r}: is a 'return True' missing?")
-        if error is not None:
+        if error is not None and not call.cut_off:
             self.hooks.report(error, f"the test of connection #{slot.id} failed, so it is closed")
         valid = error is None and result is True
-        self.state.tested(slot, self._now(), valid=valid, timed_out=call.ended)
+        self.state.tested(slot, self._now(), valid=valid, timed_out=call.ended, terminate=call.cut_off)
 
     async def _goodbye(self, slot: Slot[C]) -> None:
         if self._on_close is not None and slot.mark not in _SILENT:
@@ -994,9 +1003,9 @@ class PoolTasks(Generic[C]):
         if call.ended:
             error = TimeoutError(f"close took longer than close_timeout={self.config.close_timeout} s")
         if error is not None:
-            if not self._final:
+            if not (self._final or call.cut_off):
                 self.hooks.report(error, f"closing connection #{slot.id} failed")
-            if not self._terminate(slot) and call.ended and not call.abandoned:
+            if not self._terminate(slot) and (call.ended or call.cut_off) and not call.abandoned:
                 self._abandoned(f"connection #{slot.id}")
         self.state.gone(slot, self._now())
 
