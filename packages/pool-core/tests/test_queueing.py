@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pool_core import Pool, PoolDeadlock, PoolOverloaded, PoolTimeout, QueueStrategy
-from pool_core.testing import Delay, ScriptedManager, Steps
+from pool_core.testing import NEVER, OK, Delay, ScriptedManager, Steps
 
 from .helpers import books, hold, turns, virtual
+from .model import World
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -303,3 +304,81 @@ async def test_a_get_without_any_supply_is_refused_by_max_waiting() -> None:
             with pytest.raises(PoolOverloaded):
                 await pool.get(5)
         books(pool)
+
+
+# -- FIFO while somebody waits
+
+
+@virtual
+async def test_fifo_hands_a_fresh_connection_to_the_first_waiter() -> None:
+    """It waits for the validation of an older one; the second get must not overtake it."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=2, queue_strategy=QueueStrategy.FIFO) as pool:
+        for breaks in (False, True):
+            await asyncio.gather(hold(pool, 0.01), hold(pool, 0.01))
+            await asyncio.sleep(5)
+            await hold(pool)  # now one is fresh, and the other is older
+            manager.script(is_valid=Delay(1))
+            served: list[int] = []
+
+            async def get(number: int, served: list[int] = served) -> None:
+                async with pool.get():
+                    served.append(number)
+                    await asyncio.sleep(0.1)
+
+            first = asyncio.create_task(get(1))
+            await turns()
+            if breaks:
+                pool._state.fresh[0].conn.broken = True
+            second = asyncio.create_task(get(2))
+            await asyncio.gather(first, second)
+            assert served == [1, 2]
+            manager.script(is_valid=OK)
+            books(pool)
+
+
+def test_fifo_keeps_a_fresh_connection_when_its_waiter_is_cancelled() -> None:
+    """The waiter is cancelled in the tick in which the one validated for it is retired."""
+    world = World(max_size=2, queue_strategy=QueueStrategy.FIFO, resets=False)
+    for op in ("get", "get"), ("connect", "connect"), ("release", "release"):
+        for name in op:
+            world.do((name,) if name == "get" else (name, 0, "ok" if name == "connect" else "clean"))
+    for step in ("age",), ("get",), ("test", 0, "ok"), ("release", 0, "clean"), ("get",), ("cancel", 0):
+        world.do(step)
+    assert (len(world.state.fresh), len(world.state.validating)) == (1, 1)
+    next(iter(world.state.validating)).expires_at = world.now  # valid, but too old
+    world.do(("test", 0, "ok"))
+    assert world.state.snapshot().idle == 1
+    world.do(("give_up", 0))
+
+
+@virtual
+async def test_a_pool_whose_tasks_are_all_cancelled_forgets_waiters_that_are_gone() -> None:
+    """asyncio.run does so when it ends: nothing may be begun for them."""
+    manager = ScriptedManager(connect=[NEVER, OK])
+    async with Pool(manager, max_size=1, min_idle=0) as pool:
+        gets = [asyncio.create_task(hold(pool)) for _ in range(3)]
+        await asyncio.sleep(1)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.gather(*gets, return_exceptions=True)
+        assert len(manager.calls("connect")) == 1
+        books(pool)
+
+
+@virtual
+async def test_a_validation_or_reset_that_others_cancel_terminates_its_connection() -> None:
+    """Closing it would begin a task in a loop that may be about to end."""
+    for method in ("is_valid", "reset"):
+        scripts: Any = {method: [NEVER, OK]}
+        manager = ScriptedManager(**scripts)
+        async with Pool(manager, max_size=1, alive_bypass=0, error_sink=quiet) as pool:
+            get = asyncio.create_task(hold(pool))
+            await asyncio.sleep(0.1)
+            second = asyncio.create_task(hold(pool))
+            await asyncio.sleep(0.1)
+            for task in asyncio.all_tasks() - {asyncio.current_task(), get, second}:
+                task.cancel()
+            await asyncio.gather(get, second)
+            assert manager.connections[0].state == "terminated"
+            books(pool)
