@@ -340,10 +340,11 @@ async def test_fifo_hands_a_fresh_connection_to_the_first_waiter() -> None:
 def test_fifo_keeps_a_fresh_connection_when_its_waiter_is_cancelled() -> None:
     """The waiter is cancelled in the tick in which the one validated for it is retired."""
     world = World(max_size=2, queue_strategy=QueueStrategy.FIFO, resets=False)
-    for op in ("get", "get"), ("connect", "connect"), ("release", "release"):
-        for name in op:
-            world.do((name,) if name == "get" else (name, 0, "ok" if name == "connect" else "clean"))
-    for step in ("age",), ("get",), ("test", 0, "ok"), ("release", 0, "clean"), ("get",), ("cancel", 0):
+    opening: list[tuple[Any, ...]] = [("get",), ("connect", 0, "ok")] * 2 + [("release", 0, "clean")] * 2
+    for step in opening:
+        world.do(step)
+    waiting: list[tuple[Any, ...]] = [("age",), ("get",), ("test", 0, "ok"), ("release", 0, "clean")]
+    for step in [*waiting, ("get",), ("cancel", 0)]:
         world.do(step)
     assert (len(world.state.fresh), len(world.state.validating)) == (1, 1)
     next(iter(world.state.validating)).expires_at = world.now  # valid, but too old

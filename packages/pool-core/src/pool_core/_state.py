@@ -979,9 +979,11 @@ class PoolState(Generic[C]):
 
     def _hand_fresh(self, now: float) -> None:
         slot = self.pop()
+        last_used = slot.stamp
         if self.is_broken(slot.conn):
             self._dead(slot, CloseReason.BROKEN, now)
-        elif not self._hand(slot, now):
+        elif not self._hand(slot, now):  # all of them were cancelled in this tick
+            slot.state, slot.holder, slot.stamp = IDLE, None, last_used
             self.fresh.appendleft(slot)
 
     def _make_stale(self, slots: Iterable[Slot[C]]) -> None:
