@@ -25,6 +25,7 @@ from pool_core import (
     PoolOverloaded,
     PoolTimeout,
     QueueStrategy,
+    ReplaceConnection,
     ResetFailed,
     TimedOut,
 )
@@ -295,6 +296,11 @@ async def test_every_close_reason_is_reached() -> None:
             warnings.simplefilter("ignore", ResourceWarning)
             del lost, lease, leases
         await turns()
+        await hold(pool)
+        pool._tasks.manager.script(reset=ReplaceConnection())  # type: ignore[attr-defined]
+        await hold(pool)
+        await turns()
+        pool._tasks.manager.script(reset=OK)  # type: ignore[attr-defined]
         await hold(pool)
     missing = {reason for reason, count in pool.state().statistics.connections_closed.items() if not count}
     assert missing == set()

@@ -14,10 +14,20 @@ from ._errors import (
     PoolOverloaded,
     PoolTimeout,
     PoolUnavailable,
+    ReplaceConnection,
     WrongEventLoop,
 )
 from ._lease import DedicatedConnection, PooledConnection
-from ._manager import ConnectionCustomizer, ConnectionManager, SupportsReset, SupportsTerminate, SupportsTransient
+from ._manager import (
+    ConnectionCustomizer,
+    ConnectionManager,
+    SupportsIsClean,
+    SupportsJudge,
+    SupportsReset,
+    SupportsTerminate,
+    SupportsTransient,
+    Verdict,
+)
 from ._pool import Pool
 from ._statistics import CloseReason, Holder, State, Statistics
 
@@ -62,13 +72,17 @@ __all__ = [
     "PoolUnavailable",
     "PooledConnection",
     "QueueStrategy",
+    "ReplaceConnection",
     "ResetFailed",
     "State",
     "Statistics",
+    "SupportsIsClean",
+    "SupportsJudge",
     "SupportsReset",
     "SupportsTerminate",
     "SupportsTransient",
     "TimedOut",
+    "Verdict",
     "WrongEventLoop",
 ]
 

@@ -23,6 +23,7 @@ __all__ = [
     "PoolOverloaded",
     "PoolTimeout",
     "PoolUnavailable",
+    "ReplaceConnection",
     "WrongEventLoop",
 ]
 
@@ -73,6 +74,13 @@ class PoolOverloaded(PoolUnavailable):
 
 class ConnectError(PoolUnavailable):
     """Connecting failed in a way that waiting will not heal. ``__cause__`` is the driver's own error."""
+
+
+class ReplaceConnection(Exception):
+    """Raised by a manager's ``reset``: the connection is sound, but closing it is the cheapest way to a clean one.
+
+    The pool closes it with the reason ``replaced``, without a warning and without doubt on others.
+    """
 
 
 class WrongEventLoop(PoolError):

@@ -104,15 +104,16 @@ class PooledConnection(Generic[C]):
         if kind is None and slot.mark is None:
             if not state.slow:
                 try:
-                    if not pool._has_broken(slot.conn):
-                        if pool._reset is None or pool._tasks.wipe(slot):
-                            slot.holder = None
-                            slot.state = IDLE
-                            slot.stamp = state.tick
-                            state.fresh.append(slot)
-                        return
+                    broken = True if pool._has_broken(slot.conn) else False  # noqa: SIM210 - bool() costs a call
                 except BaseException as raised:  # noqa: BLE001 - raising means broken
                     pool._tasks.give_back(slot, 0, raised)
+                    return
+                if not broken:
+                    if pool._reset is None or pool._tasks.wipe(slot):
+                        slot.holder = None
+                        slot.state = IDLE
+                        slot.stamp = state.tick
+                        state.fresh.append(slot)
                     return
             elif state.plain:
                 pool._tasks.give_back(slot)
@@ -126,7 +127,7 @@ class PooledConnection(Generic[C]):
                 tasks.give_back(slot)
             else:  # perhaps a coroutine that is dropped, in any thread
                 how = RAISED | DISCARD if tasks.config.discard_on_exception else RAISED
-                tasks.in_loop(partial(tasks.give_back, slot, how))
+                tasks.in_loop(partial(tasks.give_back_raised, slot, how, error))
 
     def __await__(self) -> Generator[Any, Any, PooledConnection[C]]:
         return self._acquire().__await__()
@@ -157,17 +158,34 @@ class PooledConnection(Generic[C]):
         """Data of yours that belongs to this connection and survives check-in (r2d2's extensions)."""
         return self._pool._state.extensions.setdefault(self._held(), {})
 
+    @property
+    def connection_id(self) -> int:
+        """The connection's number in events, logs and ``holders()``: unique in the process."""
+        return self._held().id
+
+    @property
+    def age(self) -> float:
+        """Seconds since the connection joined the pool."""
+        tasks = self._pool._tasks
+        tasks.check_loop()
+        return tasks.loop.time() - self._held().born
+
     def release(self) -> None:
         """Give the connection back. Synchronous bookkeeping; a second release does nothing.
 
         Called while an exception is being handled, it makes the connection suspect: it is tested before its next use
         (diesel asks ``panicking()``).
         """
-        self._end(raised=sys.exception() is not None)
+        error = sys.exception()
+        self._end(RAISED if error is not None else 0, error)
 
-    def discard(self) -> None:
-        """Give the connection back to be closed. After a release it does nothing."""
-        self._end(raised=False, discard=True)
+    def discard(self, *, error: BaseException | None = None) -> None:
+        """Return the connection to be closed. After a release it does nothing.
+
+        Args:
+            error: What is the matter with it. A manager with ``judge`` may retire all connections for it.
+        """
+        self._end(DISCARD, error)
 
     def detach(self) -> C:
         """Take the connection out of the pool for good: the caller closes it; ``on_close`` does not run."""
@@ -187,7 +205,7 @@ class PooledConnection(Generic[C]):
             raise PoolError(msg)
         return slot
 
-    def _end(self, *, raised: bool, discard: bool = False) -> None:
+    def _end(self, how: int, error: BaseException | None) -> None:
         """Every way of giving back but the end of a block."""
         slot = self._slot
         if slot is _NEW or slot is _OVER:
@@ -202,7 +220,10 @@ class PooledConnection(Generic[C]):
             tasks.reclaim(slot)
             return
         slot.loose = False
-        tasks.give_back(slot, (RAISED if raised else 0) | (DISCARD if discard else 0))
+        if error is None:
+            tasks.give_back(slot, how)
+        else:
+            tasks.give_back_raised(slot, how, error)
 
     def __reduce_ex__(self, _: object) -> NoReturn:
         """Refuse to be copied or pickled: a connection has one borrower."""

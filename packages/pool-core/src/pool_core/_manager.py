@@ -1,13 +1,23 @@
-"""What a driver's adapter teaches the pool: four verbs, and three more that it may add."""
+"""What a driver's adapter teaches the pool: four methods, and others that it may add."""
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-__all__ = ["ConnectionCustomizer", "ConnectionManager", "SupportsReset", "SupportsTerminate", "SupportsTransient"]
+__all__ = [
+    "ConnectionCustomizer",
+    "ConnectionManager",
+    "SupportsIsClean",
+    "SupportsJudge",
+    "SupportsReset",
+    "SupportsTerminate",
+    "SupportsTransient",
+    "Verdict",
+]
 
 C = TypeVar("C")
 C_contra = TypeVar("C_contra", contravariant=True)
@@ -65,6 +75,42 @@ class SupportsTransient(Protocol):
 
     def is_transient(self, exc: Exception, /) -> bool:
         """Tell whether the same connect may succeed later. A wrong password or an unknown database is not transient."""
+        ...
+
+
+class Verdict(Enum):
+    """What an error that left a borrower's block means for connections."""
+
+    KEEP = "keep"
+    """Nothing: the connection is validated before its next use, as after every error."""
+    CLOSE = "close"
+    """This connection must not be used again."""
+    RETIRE_ALL = "retire_all"
+    """No present connection may be used again, as after ``evict()``: the server has become read-only (a failover)."""
+
+
+@runtime_checkable
+class SupportsJudge(Protocol[C_contra]):
+    """A manager that knows what an error means for connections.
+
+    HikariCP's ``SQLExceptionOverride`` and SQLAlchemy's ``is_disconnect`` do the same.
+    """
+
+    def judge(self, exc: Exception, conn: C_contra, /) -> Verdict:
+        """Judge an exception that left a block, was handled during ``release()``, or was given to ``discard()``.
+
+        Synchronous, without I/O. It is not asked about CancelledError and other BaseExceptions. What it raises is
+        counted as a hook error, and the connection is kept.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsIsClean(Protocol[C_contra]):
+    """A manager that can tell without I/O that a connection needs no reset."""
+
+    def is_clean(self, conn: C_contra, /) -> bool:
+        """Return True if the borrower left nothing to reset. Anything else, or an exception, means reset it."""
         ...
 
 

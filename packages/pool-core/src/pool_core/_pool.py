@@ -29,8 +29,8 @@ __all__ = ["Pool"]
 C = TypeVar("C")
 
 _REQUIRED = ("connect", "is_valid", "has_broken", "close")
-_OPTIONAL = ("reset", "terminate", "is_transient")
-_SYNCHRONOUS = ("has_broken", "terminate", "is_transient")
+_OPTIONAL = ("reset", "terminate", "is_transient", "judge", "is_clean")
+_SYNCHRONOUS = ("has_broken", "terminate", "is_transient", "judge", "is_clean")
 
 _open_pools: weakref.WeakSet[PoolTasks[Any]] = weakref.WeakSet()
 
@@ -49,7 +49,7 @@ class Pool(Generic[C]):
         ValueError, TypeError: an option or the manager is not what it must be; the text says what is allowed.
     """
 
-    __slots__ = ("__weakref__", "_has_broken", "_loop", "_reset", "_state", "_tasks", "_thread")
+    __slots__ = ("__weakref__", "_blocks", "_has_broken", "_loop", "_reset", "_state", "_tasks", "_thread")
 
     def __init__(self, manager: ConnectionManager[C], /, **options: Unpack[PoolOptions[C]]) -> None:
         check_names(options)
@@ -62,6 +62,7 @@ class Pool(Generic[C]):
         self._reset = self._tasks.reset
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
+        self._blocks = 0  # nested `async with pool:`
 
     @classmethod
     def from_url(cls, url: str, /, **options: Unpack[PoolOptions[Any]]) -> Pool[Any]:
@@ -124,13 +125,19 @@ class Pool(Generic[C]):
         await self._tasks.close(timeout)
 
     async def __aenter__(self) -> Self:
+        tasks = self._tasks
+        if tasks.life in ("new", "closed") or tasks.loop.is_closed():
+            self._blocks = 0  # blocks of an earlier life were never ended
         await self.open()
+        self._blocks += 1
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        self._blocks -= 1
+        if self._blocks <= 0:  # the outermost one
+            await self.close()
 
     # -- connections
 

@@ -613,12 +613,14 @@ class PoolState(Generic[C]):
         self.due = min(self.due, trial.late_at)
         self._settle(self.tick)
 
-    def reset_done(self, slot: Slot[C], now: float, *, ok: bool, timed_out: bool = False) -> None:
+    def reset_done(
+        self, slot: Slot[C], now: float, *, ok: bool, timed_out: bool = False, replaced: bool = False
+    ) -> None:
         """End a reset. Whatever went wrong closes the connection."""
         trial = self.resetting[slot]
         self._end_reset(slot)
         if not ok:
-            self._close(slot, CloseReason.RESET_FAILED, terminate=timed_out)
+            self._close(slot, CloseReason.REPLACED if replaced else CloseReason.RESET_FAILED, terminate=timed_out)
         elif self.is_broken(slot.conn):
             self._dead(slot, CloseReason.BROKEN, now)
         elif (reason := self._retired(slot, now)) is not None:
@@ -628,9 +630,9 @@ class PoolState(Generic[C]):
             self._stock(slot, now)
         self._serve(now)
 
-    def reset_failed(self, slot: Slot[C], now: float) -> None:
+    def reset_failed(self, slot: Slot[C], now: float, *, replaced: bool = False) -> None:
         """The manager's ``reset`` raised before it gave anything to wait for."""
-        self._close(slot, CloseReason.RESET_FAILED)
+        self._close(slot, CloseReason.REPLACED if replaced else CloseReason.RESET_FAILED)
         self._serve(now)
 
     def detach(self, slot: Slot[C], now: float) -> None:

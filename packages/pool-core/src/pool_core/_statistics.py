@@ -26,6 +26,7 @@ class CloseReason(str, Enum):
     DETACHED = "detached"
     LEAKED = "leaked"
     RESET_FAILED = "reset_failed"
+    REPLACED = "replaced"
     POOL_CLOSED = "pool_closed"
 
     def __str__(self) -> str:
@@ -69,6 +70,11 @@ class State:
     closing: int
     waiting: int
     statistics: Statistics
+
+    def __str__(self) -> str:
+        names = ("in_use", "idle", "opening", "validating", "resetting", "closing", "waiting")
+        counts = [(name.replace("_", " "), getattr(self, name)) for name in names]
+        return ", ".join(f"{count} {name}" for name, count in counts if count or name in ("in use", "idle", "waiting"))
 
 
 @dataclass(frozen=True, slots=True)

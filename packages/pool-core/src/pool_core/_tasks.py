@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from asyncio import Future, InvalidStateError, current_task
+from heapq import nsmallest
 from math import inf
 from threading import get_ident
 from types import CoroutineType
@@ -26,11 +27,13 @@ from ._errors import (
     PoolError,
     PoolOverloaded,
     PoolTimeout,
+    ReplaceConnection,
     WrongEventLoop,
 )
 from ._hooks import Hooks, logger
 from ._hooks import text as _text
-from ._state import BROKEN, UNUSED, Approval, Order, PoolState, Slot, Waiter
+from ._manager import Verdict
+from ._state import BROKEN, DISCARD, UNUSED, Approval, Order, PoolState, Slot, Waiter
 from ._statistics import CloseReason, Holder
 
 if TYPE_CHECKING:
@@ -153,6 +156,8 @@ class PoolTasks(Generic[C]):
         self.has_broken = manager.has_broken
         self.reset: Callable[[C], Awaitable[None] | None] | None = getattr(manager, "reset", None)
         self._terminate_verb: Callable[[C], None] | None = getattr(manager, "terminate", None)
+        self._judge: Callable[[Exception, C], Verdict] | None = getattr(manager, "judge", None)
+        self._is_clean: Callable[[C], bool] | None = getattr(manager, "is_clean", None)
         self._transient_verb: Callable[[Exception], bool] | None = getattr(manager, "is_transient", None)
         self._on_connect = getattr(config.customizer, "on_connect", None)
         self._on_close = getattr(config.customizer, "on_close", None)
@@ -204,8 +209,8 @@ class PoolTasks(Generic[C]):
             return
         running = asyncio._get_running_loop()  # None outside of any, where the public function raises
         if running is not self.loop:
-            where = "outside of any event loop" if running is None else f"from {running!r}"
-            msg = f"{self.label} belongs to {self.loop!r} and was used {where}: make one pool for each event loop"
+            where = "outside of any event loop" if running is None else f"in {_loop_text(running)}"
+            msg = f"{self.label} belongs to {_loop_text(self.loop)} and was used {where}: make one pool for each event loop"
             raise WrongEventLoop(msg)
 
     def in_loop(self, act: Callable[[], None]) -> None:
@@ -587,9 +592,10 @@ class PoolTasks(Generic[C]):
     def _picture(self, waiter: GetWaiter[C] | None) -> _Picture:
         state = self.state
         parts = [self.numbers()]
-        if holders := sorted(self.holders(), key=lambda holder: -holder.held)[:3]:
-            longest = ", ".join(f"#{h.connection_id} for {h.held:.3g} s by {h.task or 'no task'}" for h in holders)
-            parts.append(f"held longest: {longest}")
+        held = [slot for slot in state.slots if slot.holder is not None]
+        if held:
+            now = self._now()
+            parts.append("held longest: " + ", ".join(_held(slot, now) for slot in nsmallest(3, held, key=_since)))
         if blocked := self._blocked_holders():
             parts.append(f"holders that wait for another connection themselves: {blocked}")
         if state.last_error is not None:
@@ -659,6 +665,25 @@ class PoolTasks(Generic[C]):
         if state.work or state.due < self._alarm.at or not state.plain:
             self._turn()
 
+    def give_back_raised(self, slot: Slot[C], how: int, error: BaseException | None) -> None:
+        """End a lease in which something was raised: the manager may judge what it means."""
+        verdict = None
+        if self._judge is not None and isinstance(error, Exception) and slot in self.state.slots:
+            try:
+                verdict = self._judge(error, slot.conn)
+                if type(verdict) is not Verdict:
+                    msg = f"judge must return a Verdict, not {type(verdict).__name__}"
+                    raise TypeError(msg)
+            except BaseException as bug:  # noqa: BLE001 - whatever an adapter raises
+                verdict = None
+                self.hooks.failed(bug, "judge raised, so the connection is kept")
+        if verdict is Verdict.RETIRE_ALL and self.state.is_open:
+            self._event(self.state.evict, None, self._now())
+        elif verdict is Verdict.CLOSE:
+            how |= DISCARD
+        self.give_back(slot, how)
+        self.hooks.tell()
+
     def wipe(self, slot: Slot[C]) -> bool:
         """Wipe what the borrower left behind. True: there is nothing to wipe; else the connection comes back later."""
         clean = self._wipe(slot, self.loop.time())
@@ -668,13 +693,15 @@ class PoolTasks(Generic[C]):
 
     def _wipe(self, slot: Slot[C], now: float) -> bool:
         assert self.reset is not None
+        if self._is_clean is not None and self._answers_clean(slot.conn):
+            return True
         try:
             wiping = self.reset(slot.conn)
         except BaseException as error:  # noqa: BLE001 - whatever an adapter raises
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 self.hooks.interrupt = error
-            self._reset_failed(slot, error)
-            self.state.reset_failed(slot, now)
+            replaced = self._reset_failed(slot, error)
+            self.state.reset_failed(slot, now, replaced=replaced)
             return False
         if wiping is None:
             return True
@@ -708,15 +735,28 @@ class PoolTasks(Generic[C]):
             return
         if call.ended and not call.abandoned:
             error = TimeoutError(f"reset took longer than reset_timeout={self.config.reset_timeout} s")
-        if error is not None:
-            self._reset_failed(slot, error)
-        self.state.reset_done(slot, self._now(), ok=error is None, timed_out=call.ended or call.cut_off)
+        replaced = error is not None and self._reset_failed(slot, error)
+        self.state.reset_done(
+            slot, self._now(), ok=error is None, timed_out=call.ended or call.cut_off, replaced=replaced
+        )
 
-    def _reset_failed(self, slot: Slot[C], error: BaseException) -> None:
+    def _reset_failed(self, slot: Slot[C], error: BaseException) -> bool:
+        """Report it. True: the manager asked for another connection, which is no failure."""
+        if isinstance(error, ReplaceConnection):
+            return True
         if self.hooks.listeners:
             self.hooks.emit(_events().ResetFailed(slot.id, error))
         if not self._cut_off:
             self.hooks.report(error, f"reset of connection #{slot.id} failed, so it is closed")
+        return False
+
+    def _answers_clean(self, conn: C) -> bool:
+        assert self._is_clean is not None
+        try:
+            return self._is_clean(conn) is True
+        except BaseException as bug:  # noqa: BLE001 - whatever an adapter raises
+            self.hooks.failed(bug, "is_clean raised, so the connection is reset")
+            return False
 
     # -- the turn
 
@@ -1124,6 +1164,11 @@ def _events() -> ModuleType:
     return events
 
 
+def _loop_text(loop: asyncio.AbstractEventLoop) -> str:
+    """Name a loop so that it is told from another of its kind."""
+    return f"{type(loop).__name__} {id(loop):#x}"
+
+
 def _stack() -> str:
     """Where the user's code is."""
     frame = sys._getframe(1)
@@ -1135,6 +1180,16 @@ def _stack() -> str:
 def _random() -> float:
     """In [0, 1). The module ``random`` would cost 3 ms to import."""
     return int.from_bytes(os.urandom(6), "big") / (1 << 48)
+
+
+def _since(slot: Slot[Any]) -> float:
+    return slot.stamp
+
+
+def _held(slot: Slot[Any], now: float) -> str:
+    """Say who holds a connection, and whether that task has ended without returning it."""
+    lost = " (the task has ended: lost?)" if slot.holder.done() else ""
+    return f"#{slot.id} for {max(0.0, now - slot.stamp):.3g} s by {slot.holder.get_name()}{lost}"
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:
