@@ -324,6 +324,8 @@ class World:
                 slot.conn.broken,
                 slot.suspect,
                 trial is not None and trial.late,
+                trial is not None and trial.keeps,
+                self.config.keepalive is not None and slot.heard_at() + self.config.keepalive <= self.now,
                 slot.mark,
                 slot.expires_at <= self.now,
                 slot.stamp <= state._swept_at,

@@ -48,6 +48,7 @@ POOLS: dict[str, dict[str, Any]] = {
     "without retry": {"max_size": 2, "retry_connection": False, "getters": 2},
     "one connect at a time": {"max_size": 2, "max_connecting": 1},
     "bounded queue": {"max_size": 1, "max_waiting": 1},
+    "kept alive": {"max_size": 2, "keepalive": 1.5, "max_connecting": 1, "getters": 2},
     "first in first out": {"max_size": 2, "queue_strategy": QueueStrategy.FIFO, "getters": 2},
 }
 

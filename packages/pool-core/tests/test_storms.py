@@ -79,6 +79,7 @@ class Storm:
             "deadlock_after": rng.choice([0.5, 1]),
             "listeners": rng.choice([[], [], [self._hook]]),
             "error_sink": self._hook,
+            "keepalive": rng.choice([None, None, 0.5, 3.0]),
             "customizer": rng.choice([None, None, self._customizer()]),
         }
         self.options = {name: value for name, value in options.items() if name in option_names()}

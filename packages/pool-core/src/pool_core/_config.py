@@ -36,6 +36,7 @@ class PoolOptions(TypedDict, Generic[C], total=False):
     max_lifetime: float | None
     lifetime_jitter: float
     idle_timeout: float | None
+    keepalive: float | None
     max_uses: int | None
     connection_timeout: float | None
     create_timeout: float | None
@@ -75,6 +76,10 @@ class PoolConfig:
         max_lifetime: Retire a connection at this age; one that is lent goes on its return.
         lifetime_jitter: Each connection lives up to this fraction shorter, so that they do not all expire together.
         idle_timeout: Close a connection unused for this long; looked at every ``reap_interval``.
+        keepalive: Validate an idle connection in the background when it was neither used nor validated for this long
+            (HikariCP's ``keepaliveTime``), for load balancers and firewalls that drop silent connections. At most
+            ``max_connecting`` at once. It does not count as use: ``idle_timeout`` and the order of idle connections
+            stay. What fails is replaced up to ``min_idle``.
         max_uses: Retire a connection after so many checkouts.
         connection_timeout: The whole of a ``get``, and of ``open``: queueing, connecting, testing, retries.
         create_timeout: One connect with its ``on_connect``.
@@ -107,6 +112,7 @@ class PoolConfig:
     max_lifetime: float | None = 1800.0
     lifetime_jitter: float = 0.1
     idle_timeout: float | None = 600.0
+    keepalive: float | None = None
     max_uses: int | None = None
     connection_timeout: float | None = 30.0
     create_timeout: float | None = 10.0
@@ -180,6 +186,7 @@ _TIMES = (
     ("alive_bypass", True, False),
     ("max_lifetime", False, True),
     ("idle_timeout", False, True),
+    ("keepalive", False, True),
     ("connection_timeout", False, True),
     ("create_timeout", False, True),
     ("validation_timeout", False, True),

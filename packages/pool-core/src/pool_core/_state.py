@@ -7,6 +7,7 @@ answers False if it is gone already. So the whole policy runs, and is checked, w
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from enum import Enum
 from heapq import heapify, heappop, heappush
@@ -88,6 +89,7 @@ class Slot(Generic[C]):
         "expires_at",
         "holder",
         "id",
+        "kept_at",
         "loose",
         "mark",
         "stack",
@@ -105,6 +107,7 @@ class Slot(Generic[C]):
         self.expires_at = expires_at
         self.state = OPENING
         self.stamp = now  # idle: last used or tested; lent: since when
+        self.kept_at = now  # validated last by keepalive, which is no use
         self.uses = 0
         self.holder: Any = None  # the task that has it, while it is lent
         self.loose = False  # lent by ``await``: anybody may release it
@@ -113,17 +116,26 @@ class Slot(Generic[C]):
         self.stack: str | None = None
         self.terminated = False
 
+    def used_at(self) -> float:
+        """When it was used last, or validated for a waiter."""
+        return self.stamp
+
+    def heard_at(self) -> float:
+        """When the server answered last, as far as is known."""
+        return max(self.stamp, self.kept_at)
+
 
 class Trial(Generic[C]):
     """A test or a reset under way."""
 
-    __slots__ = ("late", "late_at", "since", "waiter")
+    __slots__ = ("keeps", "late", "late_at", "since", "waiter")
 
     def __init__(self, now: float, last: float) -> None:
         self.since = now
         self.late_at = now + max(SLOW_FLOOR, SLOW_FACTOR * last)
         self.late = False  # it is slower than usual: it counts as supply no longer
         self.waiter: Waiter[C] | None = None  # whom a test is for
+        self.keeps = False  # a validation by keepalive
 
 
 class Approval(Generic[C]):
@@ -215,6 +227,7 @@ class PoolState(Generic[C]):
         "has_broken",
         "hook_errors",
         "is_open",
+        "keep_at",
         "last_error",
         "live",
         "max_size",
@@ -257,6 +270,7 @@ class PoolState(Generic[C]):
         # Each time of its own is exact or too early; `due` is not later than any of them.
         self.due = inf
         self.beat_at = self.reap_at = self.stuck_at = self._queue_at = inf
+        self.keep_at = inf  # when keepalive looks next
         self._given: list[tuple[float, int, Waiter[C]]] = []  # a heap of the gets with a time-out of their own
         self._number = 0
         self._left_at = -inf  # when a waiter gave up last
@@ -350,6 +364,7 @@ class PoolState(Generic[C]):
         self.due = self.beat_at = self.reap_at = self.stuck_at = self._queue_at = inf
         self._given.clear()
         self._left_at = -inf
+        self.keep_at = inf
         self._set_reaper(now)
         self._serve(now)
 
@@ -371,7 +386,7 @@ class PoolState(Generic[C]):
     def close(self, now: float) -> None:
         """Begin the end: refuse, fail the waiters at once, close what is idle, terminate what is being tested."""
         self.is_open = self.starting = False
-        self.due = self.beat_at = self.reap_at = self.stuck_at = self._queue_at = inf
+        self.due = self.beat_at = self.reap_at = self.stuck_at = self._queue_at = self.keep_at = inf
         self._given.clear()
         self._fail_all(None)
         for slot in [*self.fresh, *self.stale]:
@@ -548,7 +563,8 @@ class PoolState(Generic[C]):
         if not valid:
             if timed_out and not slot.suspect:
                 # A NAT that dropped this one dropped all that were silent for as long.
-                for other in self._remove_idle(lambda idle: idle.stamp <= slot.stamp):
+                silent_since = slot.heard_at()
+                for other in self._remove_idle(lambda idle: idle.heard_at() <= silent_since):
                     self._close(other, CloseReason.INVALID, terminate=True)
             self._dead(slot, CloseReason.INVALID, now, terminate=timed_out or terminate)
         elif self.is_broken(slot.conn):
@@ -558,7 +574,13 @@ class PoolState(Generic[C]):
         else:
             self._last_test = now - trial.since
             slot.suspect = False
-            self._stock(slot, now, proven=True, tested_for=waiter)
+            if trial.keeps and not self.live:
+                self._keep(slot, now)
+            else:
+                self._stock(slot, now, proven=True, tested_for=waiter)
+        if trial.keeps and self.is_open:
+            self.keep_at = now  # others may have waited for its end
+            self.due = min(self.due, now)
         self._serve(now)
 
     # -- giving back
@@ -666,7 +688,7 @@ class PoolState(Generic[C]):
 
     def wake_at(self) -> float:
         """When the state wants to be woken next by ``wake``; inf: never."""
-        when = min(self.next_expiry, self.beat_at, self.reap_at, self.stuck_at, self._queue_at)
+        when = min(self.next_expiry, self.beat_at, self.reap_at, self.stuck_at, self._queue_at, self.keep_at)
         if self._given:
             when = min(when, self._given[0][0])
         if self.failures and (self.live or self.starting):
@@ -707,6 +729,8 @@ class PoolState(Generic[C]):
             self._beat(now)
         if self.reap_at <= now:
             self._reap(now)
+        if self.keep_at <= now:
+            self._look_for_silence(now)
         if self.stuck_at <= now:
             self._look_for_standstill(now)
         self._serve(now)
@@ -760,6 +784,31 @@ class PoolState(Generic[C]):
             else:
                 moved = victim.started
         self.stuck_at = moved + after
+
+    def _look_for_silence(self, now: float) -> None:
+        """Validate idle connections that were silent for ``keepalive``, at most ``max_connecting`` at once."""
+        keepalive = self.config.keepalive
+        assert keepalive is not None
+        idle = sorted((*self.stale, *self.fresh), key=Slot.heard_at)
+        due = [slot for slot in idle if slot.heard_at() + keepalive <= now]
+        room = self.config.max_connecting - sum(trial.keeps for trial in self.validating.values())
+        chosen = set(due[: max(0, room)])
+        for slot in self._remove_idle(chosen.__contains__):
+            self._begin_test(slot, now, keeps=True)
+        if not self.slots:
+            self.keep_at = inf  # the next connection sets it again
+        elif len(due) > len(chosen):
+            self.keep_at = inf  # the end of a validation sets it again
+        else:
+            # A look goes through all idle ones, so that many who fall due one by one are looked at together.
+            earliest = min((slot.heard_at() for slot in idle if slot not in chosen), default=now) + keepalive
+            self.keep_at = max(earliest, now + keepalive / 64)
+
+    def _keep(self, slot: Slot[C], now: float) -> None:
+        """Put a connection that keepalive has validated back to its place among the idle ones."""
+        slot.kept_at = now
+        slot.state = IDLE
+        insort(self.fresh if self._bypass == inf else self.stale, slot, key=Slot.used_at)
 
     def _start_clock(self, now: float) -> None:
         """Something fresh and traffic are there to time."""
@@ -1126,6 +1175,9 @@ class PoolState(Generic[C]):
         if slot.expires_at < self.next_expiry:
             self.next_expiry = slot.expires_at
             self.due = min(self.due, slot.expires_at)
+        if self.config.keepalive is not None and self.keep_at == inf:
+            self.keep_at = now + self.config.keepalive
+            self.due = min(self.due, self.keep_at)
         return slot
 
     def _retired(self, slot: Slot[C], now: float, *, discard: bool = False) -> CloseReason | None:
@@ -1203,13 +1255,16 @@ class PoolState(Generic[C]):
 
     def _test(self, now: float) -> None:
         """Have the next idle one tested, for the first waiter without a test."""
-        slot = self._pop_stale()
+        self._begin_test(self._pop_stale(), now)
+
+    def _begin_test(self, slot: Slot[C], now: float, *, keeps: bool = False) -> None:
         if self.is_broken(slot.conn):
             self._dead(slot, CloseReason.BROKEN, now)
             return
         slot.state = VALIDATING
         slot.holder = None
         trial = self.validating[slot] = Trial(now, self._last_test)
+        trial.keeps = keeps
         self.due = min(self.due, trial.late_at)
         self.work.append((Order.TEST, slot))
         self._pass_on()
