@@ -14,6 +14,7 @@ from ._errors import (
     PoolOverloaded,
     PoolTimeout,
     PoolUnavailable,
+    PoolWarning,
     ReplaceConnection,
     WrongEventLoop,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "PoolOverloaded",
     "PoolTimeout",
     "PoolUnavailable",
+    "PoolWarning",
     "PooledConnection",
     "QueueStrategy",
     "ReplaceConnection",

@@ -84,7 +84,7 @@ class PoolConfig:
         connection_timeout: The whole of a ``get``, and of ``open``: queueing, connecting, testing, retries.
         create_timeout: One connect with its ``on_connect``.
         validation_timeout: One ``is_valid``.
-        reset_timeout: One ``reset``.
+        reset_timeout: One ``reset`` with its ``on_reset``.
         close_timeout: One ``close`` with its ``on_close``.
         max_waiting: With more gets waiting than this, a further one raises PoolOverloaded at once. Gets that have a
             connect or a test of their own under way are not counted.
@@ -100,7 +100,8 @@ class PoolConfig:
         guard: Lend a proxy that refuses use after release (for tests and staging: some 600 ns an attribute).
         leak_threshold: Report a lease held longer than this, with the stack that took it.
         name: Shown in errors, logs, task names and metrics.
-        customizer: An object with ``async on_connect(conn)`` and/or ``async on_close(conn)``.
+        customizer: An object with one or more of ``async`` methods ``on_connect(conn)``, ``on_checkout(conn)``,
+            ``on_reset(conn)`` and ``on_close(conn)``: see ``ConnectionCustomizer``.
         error_sink: Called with each error that reaches no caller. None: they go to the logger ``pool_core``.
         listeners: Called with each event.
     """
@@ -138,7 +139,7 @@ class PoolConfig:
         for option, least, optional in _COUNTS:
             _check_count(option, getattr(self, option), least, optional=optional)
         for option, zero, optional in _TIMES:
-            if optional and getattr(self, option) == math.inf:
+            if optional and _is_endless(getattr(self, option)):
                 object.__setattr__(self, option, None)  # as get() takes it: no limit
             _check_time(option, getattr(self, option), zero=zero, optional=optional)
         for option in _FLAGS:
@@ -173,6 +174,8 @@ class PoolConfig:
         )
 
 
+_ENDLESS = 1e15
+"""Seconds: thirty million years. A loop's clock cannot add an int that is no float."""
 # option, least value, may be None
 _COUNTS = (
     ("max_size", 1, False),
@@ -197,6 +200,9 @@ _TIMES = (
     ("deadlock_after", False, False),
 )
 _FLAGS = ("test_on_check_out", "retry_connection", "discard_on_exception", "detect_deadlock", "guard")
+
+
+HOOKS = ("on_connect", "on_checkout", "on_reset", "on_close")
 
 
 def option_names() -> tuple[str, ...]:
@@ -242,18 +248,23 @@ def check_names(options: Mapping[str, object]) -> None:
         raise TypeError(". ".join(wrong))
 
 
-def check_timeout(name: str, value: float) -> None:
-    """Refuse a time-out of one call that is no number, negative or NaN."""
+def check_timeout(name: str, value: float) -> float:
+    """Refuse a timeout of one call that is no number, negative or NaN. One that no clock can add becomes inf."""
     _check_number(name, value)
     if not value >= 0:  # NaN too
         msg = f"{name}={value!r}: must be a number of seconds, 0 or more"
         raise ValueError(msg)
+    return value if value < _ENDLESS else math.inf
 
 
 def _check_number(option: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         msg = f"{option}={value!r}: must be a number, not {type(value).__name__}"
         raise TypeError(msg)
+
+
+def _is_endless(value: object) -> bool:
+    return isinstance(value, (int, float)) and value >= _ENDLESS
 
 
 def _check_count(option: str, value: object, least: int, *, optional: bool) -> None:
@@ -272,7 +283,7 @@ def _check_time(option: str, value: float | None, *, zero: bool, optional: bool)
         return
     _check_number(option, value)
     assert value is not None
-    if not (value >= 0 if zero else value > 0) or (value == math.inf):
+    if not (value >= 0 if zero else value > 0) or _is_endless(value):
         least = "0 or more" if zero else "greater than 0"
         msg = f"{option}={value!r}: must be a finite number of seconds, {least}{', or None' if optional else ''}"
         raise ValueError(msg)
@@ -293,7 +304,7 @@ def _callables(listeners: Any) -> tuple[Callable[[Event], object], ...]:
 def _check_customizer(customizer: object) -> None:
     if customizer is None:
         return
-    hooks = [getattr(customizer, hook, None) for hook in ("on_connect", "on_close")]
+    hooks = [getattr(customizer, hook, None) for hook in HOOKS]
     if not any(callable(hook) for hook in hooks):
-        msg = f"customizer={customizer!r}: must have a method on_connect(conn), on_close(conn), or both"
+        msg = f"customizer={customizer!r}: must have at least one of the methods {', '.join(HOOKS)}"
         raise TypeError(msg)

@@ -23,6 +23,7 @@ __all__ = [
     "PoolOverloaded",
     "PoolTimeout",
     "PoolUnavailable",
+    "PoolWarning",
     "ReplaceConnection",
     "WrongEventLoop",
 ]
@@ -74,6 +75,10 @@ class PoolOverloaded(PoolUnavailable):
 
 class ConnectError(PoolUnavailable):
     """Connecting failed in a way that waiting will not heal. ``__cause__`` is the driver's own error."""
+
+
+class PoolWarning(UserWarning):
+    """Something about the pool's set-up probably does not do what is meant."""
 
 
 class ReplaceConnection(Exception):

@@ -83,6 +83,9 @@ class PooledConnection(Generic[C]):
             return self.conn
         # What PoolTasks.acquire does, less a coroutine: in a busy pool a thousand wait here.
         tasks = pool._tasks
+        if tasks.on_checkout is not None:
+            self._slot = await tasks.acquire(self._timeout)
+            return self.conn
         got = tasks.take_or_queue(self._timeout)
         if not isinstance(got, Slot):
             try:

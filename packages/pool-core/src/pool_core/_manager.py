@@ -49,7 +49,11 @@ class ConnectionManager(Protocol[C]):
 
 @runtime_checkable
 class SupportsReset(Protocol[C_contra]):
-    """A manager that wipes session state before the next borrower."""
+    """A manager that resets session state before the next borrower.
+
+    A manager whose reset restores what a customizer's ``on_connect`` has set says so by a class attribute
+    ``reset_keeps_on_connect = True``; otherwise the pool warns of such a customizer without ``on_reset``.
+    """
 
     def reset(self, conn: C_contra, /) -> Awaitable[None] | None:
         """Wipe what the last borrower left behind. None: there is nothing to wipe, the connection goes straight back.
@@ -115,10 +119,22 @@ class SupportsIsClean(Protocol[C_contra]):
 
 
 class ConnectionCustomizer(Protocol[C_contra]):
-    """Hooks at both ends of a connection's life (r2d2's ``CustomizeConnection``). Either method may be left out."""
+    """Hooks in a connection's life (r2d2's ``CustomizeConnection``). Each method may be left out."""
 
     async def on_connect(self, conn: C_contra, /) -> None:
         """Prepare a new connection, within ``create_timeout``. Raising makes it a failed connect."""
+        ...
+
+    async def on_checkout(self, conn: C_contra, /) -> None:
+        """Prepare a connection for one borrower, after its validation and within the time of ``get`` (asyncpg's ``setup``).
+
+        Raising closes the connection, and the borrower's ``get`` raises the same. With this hook each get takes the
+        slow path.
+        """
+        ...
+
+    async def on_reset(self, conn: C_contra, /) -> None:
+        """Restore after each reset what ``on_connect`` has set, within ``reset_timeout``. Raising is a failed reset."""
         ...
 
     async def on_close(self, conn: C_contra, /) -> None:

@@ -104,6 +104,7 @@ class Pool(Generic[C]):
             self._loop = loop
             self._thread = get_ident()
         _open_pools.add(tasks)
+        tasks.warn_of_lost_settings()
         await tasks.open(wait=wait)
 
     async def close(self, timeout: float = 10.0) -> None:
@@ -161,7 +162,7 @@ class Pool(Generic[C]):
             ValueError: a negative time-out, or NaN.
         """
         if timeout is not None:
-            check_timeout("timeout", timeout)
+            timeout = check_timeout("timeout", timeout)
         return PooledConnection(self, timeout)
 
     async def try_get(self) -> PooledConnection[C] | None:

@@ -11,6 +11,7 @@ import contextvars
 import os
 import sys
 import traceback
+import warnings
 from asyncio import Future, InvalidStateError, current_task
 from heapq import nsmallest
 from math import inf
@@ -27,13 +28,14 @@ from ._errors import (
     PoolError,
     PoolOverloaded,
     PoolTimeout,
+    PoolWarning,
     ReplaceConnection,
     WrongEventLoop,
 )
 from ._hooks import Hooks, logger
 from ._hooks import text as _text
 from ._manager import Verdict
-from ._state import BROKEN, DISCARD, UNUSED, Approval, Order, PoolState, Slot, Waiter
+from ._state import BROKEN, DISCARD, RAISED, UNUSED, Approval, Order, PoolState, Slot, Waiter
 from ._statistics import CloseReason, Holder
 
 if TYPE_CHECKING:
@@ -160,6 +162,8 @@ class PoolTasks(Generic[C]):
         self._is_clean: Callable[[C], bool] | None = getattr(manager, "is_clean", None)
         self._transient_verb: Callable[[Exception], bool] | None = getattr(manager, "is_transient", None)
         self._on_connect = getattr(config.customizer, "on_connect", None)
+        self.on_checkout = getattr(config.customizer, "on_checkout", None)
+        self._on_reset = getattr(config.customizer, "on_reset", None)
         self._on_close = getattr(config.customizer, "on_close", None)
         self.hooks = Hooks(config, f"pool {config.name!r}")
         self.state: PoolState[C] = PoolState(config, self.has_broken, self.broken_by, _next_id)
@@ -178,6 +182,7 @@ class PoolTasks(Generic[C]):
         self._limit: Limit | None = None  # of closing
         self._close_at = inf
         self._final = False  # closing, and out of time
+        self._warned = False
         self._cut_off = False  # within the end of a call that others cancelled: no task may be begun
         self._aborted = False  # closing, because open() failed or was cancelled
         self._alarm = Clock(self.loop, self._wake, self._context)
@@ -432,15 +437,18 @@ class PoolTasks(Generic[C]):
 
     async def acquire(self, timeout: float | None) -> Slot[C]:
         """Lend a connection by the long way round."""
+        began = self.loop.time() if self.on_checkout is not None and self.state.is_open else 0.0
         got = self.take_or_queue(timeout)
-        if isinstance(got, Slot):
-            return got
-        try:
-            answer = await got.future
-        except BaseException:
-            self.cancelled(got)
-            raise
-        return self.served(got, answer)
+        if not isinstance(got, Slot):
+            try:
+                answer = await got.future
+            except BaseException:
+                self.cancelled(got)
+                raise
+            got = self.served(got, answer)
+        if self.on_checkout is not None:
+            await self.check_out(got, began, timeout)
+        return got
 
     # Between taking a connection and owning it there is no await but the waiter's own, whose `except` passes the
     # connection on.
@@ -546,6 +554,8 @@ class PoolTasks(Generic[C]):
             slot.uses += 1
             if self.state.observed:
                 self._observe(slot, slot.stamp - now)
+            if self.on_checkout is not None:
+                await self.check_out(slot, now, 0)
         return slot
 
     def _take(self, task: Any, now: float) -> Slot[C] | None:
@@ -567,6 +577,53 @@ class PoolTasks(Generic[C]):
             except BaseException:  # KeyboardInterrupt or SystemExit: the borrower never had it
                 self._event(self.state.give_back, slot, self._now(), UNUSED)
                 raise
+
+    async def check_out(self, slot: Slot[C], began: float, timeout: float | None) -> None:
+        """Run ``on_checkout`` in a task of the pool's own, within what is left of the get's time.
+
+        A connection is closed if its hook raised or overstayed, or its get was cancelled meanwhile.
+        """
+        loop = self.loop
+        if timeout == 0:  # no time to wait, but the hook needs some
+            began, timeout = loop.time(), self.config.validation_timeout
+        elif timeout is None:
+            timeout = self.config.connection_timeout
+        limit = None if timeout is None or timeout == inf else timeout
+        left = None if limit is None else max(0.0, began + limit - loop.time())
+        ready: asyncio.Future[None] = loop.create_future()
+        outcome: list[BaseException | None] = []
+
+        def done(_: object, call: Call, error: BaseException | None, __: Any) -> None:
+            outcome.append(error)
+            if not ready.done():
+                ready.set_result(None)
+
+        call = self._start(ready, self._prepare(slot.conn), "on_checkout", left, done)
+        try:
+            await ready
+        except BaseException:
+            if not loop.is_closed():
+                call.end()
+                self.give_back(slot, RAISED | DISCARD)
+            raise
+        error = outcome[0]
+        if error is None and not call.ended:
+            return
+        self.give_back(slot, RAISED | DISCARD)
+        if not self.state.is_open and call.ended:
+            raise self.closed_error()
+        if call.ended:
+            picture = _Picture("validate", self.numbers(), self.state.snapshot(), self.state.last_error)
+            raise self._timed_out(picture, loop.time() - began, limit or 0.0, counted=False)
+        if isinstance(error, asyncio.CancelledError):  # nobody cancelled this get: the hook raised it
+            msg = f"{self.label}: on_checkout was cancelled"
+            raise PoolError(msg) from error
+        assert error is not None
+        raise error
+
+    async def _prepare(self, conn: C) -> None:
+        assert self.on_checkout is not None
+        await self.on_checkout(conn)
 
     def _left(self, waiter: GetWaiter[C]) -> None:
         """A get went away. What it was given in this very tick goes on to the next."""
@@ -706,7 +763,10 @@ class PoolTasks(Generic[C]):
         if wiping is None:
             return True
         self.state.begin_reset(slot, now)
-        coro = wiping if isinstance(wiping, CoroutineType) else _await(wiping)
+        if self._on_reset is not None:
+            coro = self._reset_one(wiping, slot.conn)
+        else:
+            coro = wiping if isinstance(wiping, CoroutineType) else _await(wiping)
         self._start(slot, coro, "reset", self.config.reset_timeout, self._reset_done)
         return False
 
@@ -738,6 +798,26 @@ class PoolTasks(Generic[C]):
         replaced = error is not None and self._reset_failed(slot, error)
         self.state.reset_done(
             slot, self._now(), ok=error is None, timed_out=call.ended or call.cut_off, replaced=replaced
+        )
+
+    async def _reset_one(self, wiping: Awaitable[None], conn: C) -> None:
+        assert self._on_reset is not None
+        await wiping
+        await self._on_reset(conn)
+
+    def warn_of_lost_settings(self) -> None:
+        """Warn once where on_connect sets what the first reset takes away again."""
+        if self._warned or self._on_connect is None or self._on_reset is not None or self.reset is None:
+            return
+        if getattr(self.manager, "reset_keeps_on_connect", False):
+            return
+        self._warned = True
+        warnings.warn(
+            f"{self.label}: the customizer has on_connect, but not on_reset, and {type(self.manager).__name__} resets "
+            "connections: what on_connect sets is gone for the second borrower. Add on_reset(conn), or give lasting "
+            "settings to the adapter (such as server_settings or init_command)",
+            PoolWarning,
+            stacklevel=3,
         )
 
     def _reset_failed(self, slot: Slot[C], error: BaseException) -> bool:
@@ -1145,7 +1225,8 @@ class PoolTasks(Generic[C]):
 
     def _set_observed(self, now: float) -> None:
         if not self.forked:  # then the warm path stays shut
-            self.state.observe(bool(self.hooks.listeners) or self._stacks or self.config.guard, now)
+            seen = bool(self.hooks.listeners) or self._stacks or self.config.guard or self.on_checkout is not None
+            self.state.observe(seen, now)
 
     def _now(self) -> float:
         return self.loop.time()

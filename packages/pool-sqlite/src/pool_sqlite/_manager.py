@@ -63,6 +63,8 @@ class SqliteConnectionManager:
             option and what is allowed, and nothing of the URL.
     """
 
+    reset_keeps_on_connect = True
+
     def __init__(self, database: Database, **options: Unpack[SqliteOptions]) -> None:
         self._settings = Settings(database, options)
         self._anchor: weakref.finalize[[], SqliteConnectionManager] | None = None

@@ -392,6 +392,8 @@ class ScriptedManager:
         peak: the most calls that were under way at once, by verb.
     """
 
+    reset_keeps_on_connect = True  # a fake's reset takes nothing away
+
     def __new__(cls, *, without: Collection[str] = (), **scripts: object) -> Self:
         """Choose the class that has the verbs asked for."""
         if unknown := [verb for verb in without if verb not in _OPTIONAL]:
