@@ -88,6 +88,9 @@ class SetUp:
         if (set_up := self._dialect.on_connect()) is not None:
             await greenlet_spawn(lambda: set_up(self._dialect.connect(async_creator_fn=connected)))
 
+    async def on_reset(self, conn: Any) -> None:
+        """Codecs and functions outlive the adapters' resets: there is nothing to restore."""
+
 
 # --- in use
 

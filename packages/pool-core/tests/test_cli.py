@@ -529,6 +529,26 @@ def test_a_driver_that_quotes_the_password_is_not_repeated(cli: Cli, url: str, a
     assert "canary" not in cli.out + cli.err
 
 
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        "ca/na ry\u00e9",
+        "ca%2fna%20ry%c3%a9",
+        "ca%2Fna+ry%C3%A9",
+        "ca%2Fna%20ry%C3%a9",
+        repr("ca/na ry\u00e9".encode()),
+        ascii("ca/na ry\u00e9"),
+        '"ca/na ry\\u00e9"',
+    ],
+)
+def test_a_password_is_not_shown_however_a_driver_spells_it(cli: Cli, spelt: str) -> None:
+    """Percent-encoded in the other case, as bytes, as repr or JSON writes it."""
+    cli.manager(connect=OSError(f"cannot log in with {spelt}!"), is_transient=False)
+    assert cli("ping", "fake://user:ca%2Fna%20ry%C3%A9@h/d") == 1
+    assert "(not shown)" in cli.err
+    assert "ry" not in cli.err.replace("pool_core", "").replace("library", "")
+
+
 def test_a_servers_message_is_one_line_without_control_characters(cli: Cli) -> None:
     """A server must not be able to move the cursor, and logs are read by lines."""
     cli.manager(connect=OSError("no\n\n  \x1b[31mroom\x07\r here"), is_transient=False)

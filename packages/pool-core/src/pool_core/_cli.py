@@ -524,10 +524,22 @@ def _secrets(url: str) -> list[str]:
 
 
 def _without(text: str, secrets: list[str]) -> str:
+    """Take the secrets out, however a driver spells them: as they are, percent-encoded, or escaped as repr does."""
     for secret in sorted(secrets, key=len, reverse=True):
-        if secret:
-            text = text.replace(repr(secret), "(not shown)").replace(secret, "(not shown)")
+        text = re.sub("".join(map(_spellings, secret)), "(not shown)", text)
     return _line(text)
+
+
+def _spellings(char: str) -> str:
+    """Return a pattern of every way in which a character may stand in a text."""
+    raw = char.encode("utf-8", "surrogatepass")
+    ways = [
+        "".join(f"%{byte:02x}" for byte in raw),
+        "".join(rf"\\x{byte:02x}" for byte in raw),
+        *(rf"\\{kind}{ord(char):0{digits}x}" for kind, digits in (("x", 2), ("u", 4), ("U", 8))),
+    ]
+    escapes = "|".join(dict.fromkeys(ways))
+    return rf"(?:\\?{re.escape(char)}|(?i:{escapes}){'|[+]' if char == ' ' else ''})"
 
 
 def _said(error: BaseException) -> str:
