@@ -526,7 +526,8 @@ def _secrets(url: str) -> list[str]:
 def _without(text: str, secrets: list[str]) -> str:
     """Take the secrets out, however a driver spells them: as they are, percent-encoded, or escaped as repr does."""
     for secret in sorted(secrets, key=len, reverse=True):
-        text = re.sub("".join(map(_spellings, secret)), "(not shown)", text)
+        spelt = "".join(map(_spellings, secret))
+        text = re.sub(rf"b?(['\"]){spelt}\1|{spelt}", "(not shown)", text)
     return _line(text)
 
 
