@@ -235,3 +235,25 @@ async def test_a_timeout_that_no_clock_can_add_means_no_limit() -> None:
         await waiter
         with pytest.raises(ValueError, match="reap_interval=.*must be a finite number"):
             Pool(ScriptedManager(), reap_interval=10**400)
+
+
+def test_a_get_in_on_checkout_dies_quietly_with_its_loop() -> None:
+    """What is left of it is thrown away later, when nothing can be awaited any more."""
+
+    def hangs() -> Any:
+        return asyncio.sleep(1000)
+
+    pool = Pool(ScriptedManager(), customizer=Hooks(on_checkout=Counts(hangs)))
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(pool.open())
+    getting = loop.create_task(pool.get()._acquire())
+    loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()
+    getting.get_coro().close()
+
+    async def uses() -> None:
+        await pool.open()
+        await pool.close()
+
+    asyncio.run(uses())
+    assert pool.state().in_use == 0

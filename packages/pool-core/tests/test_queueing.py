@@ -306,6 +306,23 @@ async def test_a_get_without_any_supply_is_refused_by_max_waiting() -> None:
         books(pool)
 
 
+@virtual
+async def test_a_get_with_a_connect_of_its_own_is_not_refused_beside_a_slow_try_get() -> None:
+    """The try_get waits for its validation alone, so the connect serves nobody else."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=2, max_waiting=0) as pool:
+        await hold(pool)
+        await asyncio.sleep(60)
+        manager.script(is_valid=Delay(5))
+        trying = asyncio.create_task(pool.try_get())
+        await asyncio.sleep(1)
+        await hold(pool)
+        lease = await trying
+        assert lease is not None
+        lease.release()
+        books(pool)
+
+
 # -- FIFO while somebody waits
 
 

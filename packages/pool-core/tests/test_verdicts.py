@@ -156,12 +156,13 @@ async def test_an_error_after_close_is_not_judged() -> None:
             raise ReadOnly
     assert manager.asked == []
     await pool.open()
+    closing: list[asyncio.Task[None]] = []
     with pytest.raises(ReadOnly):
         async with pool.get():
-            closing = asyncio.create_task(pool.close(5))
+            closing.append(asyncio.create_task(pool.close(5)))
             await turns()
             raise ReadOnly
-    await closing
+    await closing[0]
     books(pool)
 
 

@@ -452,7 +452,7 @@ class PoolState(Generic[C]):
         self.tries += waiter.idle_only
         self._pass_on()
         self._serve(now)
-        if self.config.max_waiting is not None:
+        if self.config.max_waiting is not None and waiter.approval is None and waiter.test is None:
             # What is under way will serve a get each; and who asks alone is never one too many.
             under_way = len(self.validating) + len(self.resetting)
             # A connect may have been begun beside a test or reset that is late: both will serve the same get.
@@ -460,7 +460,6 @@ class PoolState(Generic[C]):
             coming = max(under_way + len(self.closing), on_time + len(self.approvals))
             if self.live - max(coming, not self._in_use()) > self.config.max_waiting:
                 self._drop(waiter)
-                self._disown(waiter)
                 return False
         return True
 
@@ -1086,13 +1085,6 @@ class PoolState(Generic[C]):
                 if waiter is None:
                     break
                 test.waiter, waiter.test = waiter, test
-
-    def _disown(self, waiter: Waiter[C]) -> None:
-        """Free the connect of one that was refused: others may count on it. A test it has not: who has is not refused."""
-        approval = waiter.approval
-        if approval is not None:
-            approval.waiter = waiter.approval = None
-            self._pass_on()
 
     def cut_off(self) -> None:
         """Begin nothing for waiters that are cancelled already, nor for min_idle: the event loop is about to end."""
