@@ -25,13 +25,24 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 FLOOR = PYTHONS[0]
 EXTRAS = {"pool-mongo": "[motor]"}  # that their tests need
 DECIDERS = [
-    "_state.py",
-    "_deadlock.py",
-    "_tasks.py",
+    "_agenda.py",
     "_call.py",
+    "_calls.py",
+    "_deadlock.py",
+    "_gets.py",
+    "_guard.py",
     "_hooks.py",
+    "_idle.py",
     "_lease.py",
+    "_lifecycle.py",
+    "_messages.py",
     "_pool.py",
+    "_queue.py",
+    "_shell.py",
+    "_slot.py",
+    "_state.py",
+    "_statistics.py",
+    "_supply.py",
 ]  # every branch of these is tested
 GUARDED = [
     "guard",

@@ -57,7 +57,7 @@ CUTS: dict[str, list[Cut]] = {
         ("__aexit__", "kind is None and slot.mark is None", "kind is None"),
         ("__aexit__", "if not state.slow:", "if True:"),
     ],
-    "reset": [("__aexit__", "pool._reset is None or pool._tasks.wipe(slot)", "True")],
+    "reset": [("__aexit__", "pool._reset is None or pool._shell.wipe(slot)", "True")],
     "get(timeout=...)": [("get", "if timeout is not None:\n        check_timeout('timeout', timeout)\n    ", "")],
 }
 

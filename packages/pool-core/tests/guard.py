@@ -6,8 +6,6 @@ so the guard looks between any two callbacks, where nothing may be half done.
 
 The guard is on under Python 3.11 and off elsewhere, since it costs about as much time as the tests themselves.
 ``POOL_GUARD=on`` or ``POOL_GUARD=off`` overrides that. conftest.py fails the test that caused a finding.
-
-Inner names of the pool are looked up by ``getattr``: they may change, and the guard must then still run.
 """
 
 from __future__ import annotations
@@ -19,8 +17,11 @@ import weakref
 from math import inf
 from typing import Any
 
-from pool_core import Pool, _state
+from pool_core import Pool
+from pool_core._slot import CHANGES, Approval, Slot
 from pool_core.testing import VirtualTimeLoop
+
+from .invariants import check_invariants
 
 MODE = os.environ.get("POOL_GUARD") or ("on" if sys.version_info[:2] == (3, 11) else "off")
 if MODE not in ("on", "off"):
@@ -29,10 +30,7 @@ if MODE not in ("on", "off"):
 LARGE = 64
 """The invariants of a pool with more waiters and connections than this are skipped: checking them is O(n)."""
 
-ALARM_SLACK = 0.1 + 1e-9
-"""An alarm that looks at ``_alarm_at`` only moves by more than this many seconds."""
-
-SUBJECTS = ("approvals", "validating", "resetting", "closing")
+SUBJECTS = ("connects", "validating", "resetting", "closing")
 """Where the state keeps what the shell is working on. Each entry has a call of the manager under way."""
 
 
@@ -49,12 +47,12 @@ class Watch:
         shell = self.shell()
         if shell is None:
             return False
-        if isinstance(shell.loop, VirtualTimeLoop) and (now := fingerprint(shell)) != self.seen:
+        if isinstance(shell.life.loop, VirtualTimeLoop) and (now := fingerprint(shell)) != self.seen:
             self.seen = now
             for problem in problems(shell):
                 if problem not in self.found:
                     self.found.add(problem)
-                    findings.append(f"{shell.label} at {shell.loop.time():g} s: {problem}")
+                    findings.append(f"pool {shell.config.name!r} at {shell.now():g} s: {problem}")
         return True
 
 
@@ -64,13 +62,14 @@ findings: list[str] = []
 
 def problems(shell: Any) -> list[str]:
     """List what is wrong with a pool between two callbacks."""
-    if shell.forked or shell.life == "new" or shell.loop.is_closed():
+    life = shell.life
+    if life.forked or life.stage == "new" or life.loop.is_closed():
         return []
-    state, calls = shell.state, shell._calls
+    state, calls = shell.state, shell.calls.under_way
     found = []
-    if work := _work(state):
-        found.append(f"work of the state is left over: {', '.join(_name(item) for item in work)}")
-    if shell.life == "closed":
+    if state.work:
+        found.append(f"work of the state is left over: {', '.join(order.value for order, _ in state.work)}")
+    if life.stage == "closed":
         found += [f"a closed pool has {name} left" for name in ("slots", *SUBJECTS) if getattr(state, name)]
         return found
     known: set[Any] = set()
@@ -83,68 +82,50 @@ def problems(shell: Any) -> list[str]:
         if call._done is None:
             found.append("a call that has ended is still in the table of calls")
         # A connection that never joined the pool is closed under the id 0.
-        if isinstance(key, (_state.Approval, _state.Slot)) and key not in known and getattr(key, "id", None) != 0:
+        if isinstance(key, (Approval, Slot)) and key not in known and getattr(key, "id", None) != 0:
             found.append(f"a call for an object of class {type(key).__name__} that the state does not know")
     found += _late_alarm(shell)
-    if len(state.waiters) + len(state.slots) <= LARGE:
+    if len(state.queue.waiters) + len(state.slots) <= LARGE:
         try:
-            state.check_invariants()
+            check_invariants(state)
         except AssertionError as error:
             found.append(f"invariant: {error}")
     return found
 
 
-def _work(state: Any) -> Any:
-    return state.work if hasattr(state, "work") else state.orders
-
-
-def _name(item: Any) -> str:
-    kind = item[0] if isinstance(item, tuple) else item
-    return str(getattr(kind, "value", kind))
-
-
 def _late_alarm(shell: Any) -> list[str]:
     """Compare the alarm with what it must not miss."""
-    state = shell.state
-    alarm: Any = getattr(shell, "_alarm", None)
+    state, alarm = shell.state, shell.alarm
     found = []
-    if hasattr(alarm, "at"):
-        at = alarm.at
-        lanes = getattr(alarm, "_lanes", {}).values()
-        deadline = min((next(iter(lane.values())) for lane in lanes if lane), default=inf)
-        if at > deadline:
-            found.append(f"the alarm rings at {at:g} s, after the deadline of a call at {deadline:g} s")
-        slack = 0.0
-    else:
-        at = shell._alarm_at
-        slack = ALARM_SLACK
-    if state.is_open:
-        wake_at = state.wake_at() if hasattr(state, "wake_at") else state.alarm()
-        if at > max(wake_at, state.tick + slack if slack else -inf):
-            found.append(f"the alarm rings at {at:g} s, and the state must be woken at {wake_at:g} s")
+    deadline = min((next(iter(lane.values())) for lane in alarm._lanes.values() if lane), default=inf)
+    if alarm.at > deadline:
+        found.append(f"the alarm rings at {alarm.at:g} s, after the deadline of a call at {deadline:g} s")
+    if state.is_open and alarm.at > state.wake_at():
+        found.append(f"the alarm rings at {alarm.at:g} s, and the state must be woken at {state.wake_at():g} s")
     return found
 
 
-COUNTED = ("waiters", "slots", "fresh", "stale", *SUBJECTS)
-NUMBERS = (
-    "is_open", "live", "waiting", "tick", "due", "created", "added", "failures", "retry_at", "next_expiry", "_uses_gone",
-    "gets_waited", "gets_timed_out", "gets_cancelled", "gets_failed", "connects_failed", "slow", "floor", "min_idle",
-    "max_size",
-)  # fmt: skip
+COUNTED = ("slots", "fresh", *SUBJECTS)
+NUMBERS = ("is_open", "tick", "slow", "floor", "min_idle", "max_size")
+COUNTERS = ("waiting", "created", "added", "connects_failed", "uses_gone")
+GETS = ("gets_waited", "gets_timed_out", "gets_cancelled", "gets_failed")
 
 
 def fingerprint(shell: Any) -> Any:
     """Sum a pool up in a tuple that differs after each event: checking all of it each time would take too long."""
-    state, calls = shell.state, shell._calls
-    alarm = getattr(shell, "_alarm", None)
+    state, calls = shell.state, shell.calls.under_way
+    queue, connects, agenda = state.queue, state.connects, state.agenda
     return (
-        shell.life,
-        len(_work(state)),
+        shell.life.stage,
+        len(state.work),
         len(calls),
         id(next(reversed(calls.values()))) if calls else 0,
-        getattr(alarm, "at", None) if hasattr(alarm, "at") else getattr(shell, "_alarm_at", None),
-        [len(getattr(state, name, ())) for name in COUNTED],
-        [getattr(state, name, None) for name in NUMBERS],
+        shell.alarm.at,
+        [len(getattr(state, name)) for name in COUNTED],
+        [getattr(state, name) for name in NUMBERS],
+        [getattr(state.counters, name) for name in (*COUNTERS, *GETS)],
+        (len(state.idle.stale), len(queue.waiters), queue.live, queue.due),
+        (connects.failures, connects.retry_at, agenda.due, agenda.next_expiry),
     )
 
 
@@ -193,17 +174,15 @@ def report() -> str | None:
 
 def install() -> None:
     """Watch every pool made from now on."""
-    slot: Any = _state.Slot
-    changes = getattr(_state, "CHANGES", None)
-    if changes is not None and hasattr(slot, "state"):
-        slot.state = CheckedChanges(slot.state, changes)
+    slot: Any = Slot
+    slot.state = CheckedChanges(slot.state, CHANGES)
     pool: Any = Pool
     handle: Any = asyncio.Handle
     init, run = pool.__init__, handle._run
 
     def init_watched(self: Any, *args: Any, **options: Any) -> None:
         init(self, *args, **options)
-        watched.append(Watch(self._tasks))
+        watched.append(Watch(self._shell))
 
     def run_and_look(self: Any) -> None:
         try:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pool_core.testing import run
 
+from .invariants import check_invariants
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -30,7 +32,7 @@ def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 def books(pool: Pool[Any]) -> None:
     """Every get and every connection is accounted for, and the state contradicts itself nowhere."""
-    pool._state.check_invariants()
+    check_invariants(pool._state)
     now = pool.state()
     totals = now.statistics
     opened = now.idle + now.in_use + now.validating + now.resetting

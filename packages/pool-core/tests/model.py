@@ -10,7 +10,10 @@ from typing import Any
 
 from pool_core import CloseReason
 from pool_core._config import PoolConfig
-from pool_core._state import DISCARD, RAISED, UNUSED, Approval, Order, PoolState, Slot, Waiter
+from pool_core._slot import BROKEN, DISCARD, RAISED, UNUSED, Approval, Order, Slot, Waiter
+from pool_core._state import PoolState
+
+from .invariants import check_invariants
 
 
 class Conn:
@@ -57,14 +60,6 @@ class Counter:
         return self.last
 
 
-def is_broken(conn: Conn) -> bool:
-    return conn.broken
-
-
-def unexpected(error: BaseException) -> None:
-    raise error
-
-
 class World:
     """PoolState with everything that may happen to it."""
 
@@ -74,8 +69,7 @@ class World:
         self.resets = resets
         self.adds = adds
         self.config = PoolConfig(**options)
-        self.state: PoolState[Conn] = PoolState(self.config, is_broken, unexpected, Counter())
-        self.state.wipes = resets
+        self.state: PoolState[Conn] = PoolState(self.config, Counter(), wipes=resets)
         self.gets: list[Get] = []  # those that wait or hold
         self.made = 0
         self.state.open(self.now, starting=False)
@@ -90,15 +84,37 @@ class World:
 
     def carry_out(self) -> None:
         """Orders are kept as facts of the state: a connect is an approval, a test is in `validating`."""
-        work = self.state.take_work()
-        self.minted = sum(order is Order.CONNECT for order, _ in work)
-        for order, subject in work:
-            if order is Order.CONNECT:
-                assert subject in self.state.approvals
-            elif order is Order.TEST:
-                assert subject in self.state.validating
-            elif order in (Order.CLOSE, Order.TERMINATE):
-                assert subject in self.state.closing
+        state = self.state
+        self.minted = 0
+        while state.work:
+            for order, subject in state.take_work():
+                if order is Order.CONNECT:
+                    assert subject in state.connects
+                    self.minted += 1
+                elif order in (Order.TEST, Order.CHECK):
+                    assert subject in state.validating
+                    if subject.conn.broken or order is Order.CHECK:
+                        state.tested(subject, self.now, valid=True, broken=subject.conn.broken)
+                elif order is Order.SWEEP:
+                    state.sweep([slot for slot in state.idle.all() if slot.conn.broken])
+                elif order in (Order.CLOSE, Order.TERMINATE):
+                    assert subject in state.closing
+
+    def take(self, get: Get) -> Slot[Conn] | None:
+        """Lend an idle connection that needs no test, as the shell does."""
+        if self.state.queue.live:
+            return None
+        while (slot := self.state.candidate()) is not None:
+            if not slot.conn.broken:
+                self.state.lend(slot, get, self.now)
+                get.answer = slot
+                return slot
+            self.state.found_broken(slot, self.now)
+        return None
+
+    def give_back(self, slot: Slot[Conn], how: int) -> bool:
+        """End a lease with the manager's verdict, as the shell does."""
+        return self.state.give_back(slot, self.now, how | (BROKEN if slot.conn.broken else 0))
 
     def operations(self) -> list[tuple[Any, ...]]:
         """Everything that may happen now."""
@@ -116,7 +132,7 @@ class World:
                 ops += [("put_back", index), ("detach", index), ("leak", index)]
             else:
                 ops.append(("go_on", index))
-        for index in range(len(state.approvals)):
+        for index in range(len(state.connects)):
             ops += [("connect", index, how) for how in ("ok", "transient", "fatal", "off")]
         for index in range(len(state.validating)):
             ops += [("test", index, how) for how in ("ok", "invalid", "timeout", "dead")]
@@ -126,13 +142,12 @@ class World:
             ops.append(("cut_off",))
         if state.closing:
             ops.append(("gone",))
-        idle = len(state.fresh) + len(state.stale)
-        ops += [("die", index) for index in range(idle)]
+        ops += [("die", index) for index in range(len(state.idle))]
         if state.fresh:
             ops.append(("age",))
         if state.slots:
             ops += [("expire",), ("evict",)]
-        if state.live or state.failures:
+        if state.queue.live or state.connects.failures:
             ops.append(("later",))
         if state.is_open:
             ops.append(("close",))
@@ -155,11 +170,9 @@ class World:
         self.made += 1
         get = Get(self.made)
         nobody = not any(g.queued for g in self.gets)
-        slot = None if self.state.live else self.state.take(self.now)
+        slot = self.take(get)
         if slot is not None:
             assert nobody, "a newcomer overtook a waiter"
-            slot.holder = get
-            get.answer = slot
             slot.uses += 1
         elif not self.state.enqueue(get, self.now):
             return
@@ -168,12 +181,9 @@ class World:
     def do_try_get(self) -> None:
         self.made += 1
         get = Get(self.made, idle_only=True)
-        slot = None if self.state.live else self.state.take(self.now)
-        if slot is not None:
-            slot.holder = get
-            get.answer = slot
+        if self.take(get) is not None:
             self.gets.append(get)
-        elif self.state.stale and self.state.live == self.state.tries:
+        elif self.state.idle.stale and self.state.queue.live == self.state.queue.tries:
             self.state.enqueue(get, self.now)
             self.gets.append(get)
 
@@ -194,11 +204,11 @@ class World:
         if slot not in self.state.slots:
             return  # terminated by close()
         flags = {"raised": RAISED, "discard": DISCARD}.get(how, 0)
-        if self.state.give_back(slot, self.now, flags):
+        if self.give_back(slot, flags):
             self.state.begin_reset(slot, self.now)
 
     def do_put_back(self, index: int) -> None:
-        self.state.give_back(self.gets.pop(index).answer, self.now, UNUSED)
+        self.give_back(self.gets.pop(index).answer, UNUSED)
 
     def do_detach(self, index: int) -> None:
         slot = self.gets.pop(index).answer
@@ -211,7 +221,7 @@ class World:
             self.state.reclaim(slot, self.now)
 
     def do_connect(self, index: int, how: str) -> None:
-        approval: Approval[Conn] = list(self.state.approvals)[index]
+        approval: Approval[Conn] = list(self.state.connects)[index]
         if how == "ok":
             self.state.put(approval, Conn(), self.now, 1000.0)
         else:
@@ -221,23 +231,35 @@ class World:
     def do_test(self, index: int, how: str) -> None:
         slot = list(self.state.validating)[index]
         slot.conn.broken = slot.conn.broken or how == "dead"
-        self.state.tested(slot, self.now, valid=how in ("ok", "dead"), timed_out=how == "timeout")
+        self.state.tested(
+            slot,
+            self.now,
+            valid=how in ("ok", "dead"),
+            broken=slot.conn.broken,
+            timed_out=how == "timeout",
+        )
 
     def do_reset(self, index: int, how: str) -> None:
         slot = list(self.state.resetting)[index]
         slot.conn.broken = slot.conn.broken or how == "dead"
-        self.state.reset_done(slot, self.now, ok=how in ("ok", "dead"), timed_out=how == "timeout")
+        self.state.reset_done(
+            slot,
+            self.now,
+            ok=how in ("ok", "dead"),
+            broken=slot.conn.broken,
+            timed_out=how == "timeout",
+        )
 
     def do_cut_off(self) -> None:
         self.state.cut_off()
-        self.state.reap_at = self.now
+        self.state.agenda.reap_at = self.now
         self.wake(0.0)
 
     def do_gone(self) -> None:
         self.state.gone(min(self.state.closing, key=lambda slot: slot.id), self.now)
 
     def do_die(self, index: int) -> None:
-        [*self.state.fresh, *self.state.stale][index].conn.broken = True
+        [*self.state.fresh, *self.state.idle.stale][index].conn.broken = True
 
     def do_age(self) -> None:
         self.wake(1.0)
@@ -245,7 +267,7 @@ class World:
     def do_expire(self) -> None:
         """The oldest connection's lifetime is over."""
         slot = min(self.state.slots, key=lambda slot: (slot.expires_at, slot.id))
-        slot.expires_at = self.state.next_expiry = self.now
+        slot.expires_at = self.state.agenda.next_expiry = self.now
         self.wake(0.0)
 
     def do_later(self) -> None:
@@ -255,7 +277,7 @@ class World:
     def wake(self, seconds: float) -> None:
         """Let time pass, and ring the alarm as the shell would."""
         self.now += seconds
-        self.state.wake(self.now, self.state.overdue(self.now))
+        self.state.wake(self.now, self.state.queue.overdue(self.now))
 
     def do_evict(self) -> None:
         self.state.evict(None, self.now)
@@ -265,7 +287,7 @@ class World:
         self.state.resize(self.config, self.now)
 
     def do_reap(self) -> None:
-        self.state.reap_at = self.now
+        self.state.agenda.reap_at = self.now
         self.wake(0.0)
 
     def do_add(self) -> None:
@@ -292,13 +314,13 @@ class World:
 
     def check(self) -> None:
         state = self.state
-        state.check_invariants()
-        assert not state.is_open or state.due <= state.wake_at(), "the alarm would come too late"
+        check_invariants(state)
+        assert not state.is_open or state.agenda.due <= state.wake_at(), "the alarm would come too late"
         now = state.snapshot()
         total = now.idle + now.in_use + now.opening + now.validating + now.resetting + now.closing
         # Not at any time: after a shrink the surplus drains.
         assert not self.minted or total <= state.max_size, f"opened: {total} connections for max_size={state.max_size}"
-        assert len(state.approvals) <= self.config.max_connecting
+        assert len(state.connects) <= self.config.max_connecting
         holding = [get.answer for get in self.gets if isinstance(get.answer, Slot)]
         assert len(holding) == len(set(holding)), "two gets hold one connection"
         for get in self.gets:
@@ -308,7 +330,7 @@ class World:
         for slot in state.slots:
             assert slot.mark is None or slot.mark in (CloseReason.EVICTED, CloseReason.LIFETIME)
         if not state.is_open:
-            assert not (state.fresh or state.stale or state.validating), "a closed pool keeps idle connections"
+            assert not (len(state.idle) or state.validating), "a closed pool keeps idle connections"
 
     def fingerprint(self) -> tuple[Any, ...]:
         """The state without ids and absolute times: two worlds alike behave alike."""
@@ -336,13 +358,20 @@ class World:
 
         return (
             tuple(map(slot_print, state.fresh)),
-            tuple(map(slot_print, state.stale)),
+            tuple(map(slot_print, state.idle.stale)),
             tuple(map(slot_print, state.validating)),
             tuple(map(slot_print, state.resetting)),
-            tuple(sorted(map(slot_print, set(state.slots) - {*state.fresh, *state.stale}), key=repr)),
+            tuple(sorted(map(slot_print, set(state.slots) - set(state.idle.all())), key=repr)),
             len(state.closing),
-            tuple((who(a.waiter), a.orphan, a.generation == state.generation, a.late) for a in state.approvals),
+            tuple((who(a.waiter), a.orphan, a.generation == state.generation, a.late) for a in state.connects),
             tuple((g.queued, g.cancelled, g.idle_only, str(type(g.answer))) for g in self.gets),
-            (state.is_open, state.slow, state.floor, state._paused, min(state.failures, 1), self.now < state.retry_at),
+            (
+                state.is_open,
+                state.slow,
+                state.floor,
+                state.paused,
+                min(state.connects.failures, 1),
+                self.now < state.connects.retry_at,
+            ),
             (state.max_size, state.min_idle, self.adds, state.last_error is None),
         )

@@ -407,7 +407,7 @@ async def test_after_a_deadlock_was_told_its_victim_does_not_wait_any_more() -> 
     async with Pool(ScriptedManager(), max_size=1) as pool, pool.get():
         with pytest.raises(PoolDeadlock):
             await pool.get()
-        assert pool._state.live == 0
+        assert pool._state.queue.live == 0
         with pytest.raises(PoolTimeout) as caught:
             await pool.get(timeout=0)
         assert "themselves" not in str(caught.value)

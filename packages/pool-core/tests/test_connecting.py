@@ -345,7 +345,7 @@ async def test_a_slow_connect_is_not_doubled_while_nothing_fails() -> None:
 @virtual
 async def test_the_back_off_doubles_from_a_fifth_of_a_second_to_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the greatest jitter; the smallest one repeats at once."""
-    monkeypatch.setattr("pool_core._tasks._random", lambda: 1.0)
+    monkeypatch.setattr("pool_core._shell._random", lambda: 1.0)
     manager = ScriptedManager(connect=OSError("down"))
     async with Pool(manager, error_sink=quiet) as pool:
         with pytest.raises(PoolTimeout):

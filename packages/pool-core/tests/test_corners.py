@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pool_core import ForkedPool, Pool, PoolClosed, PoolOverloaded, PoolTimeout
 from pool_core._pool import _after_fork_in_child
-from pool_core._state import UNUSED
+from pool_core._slot import UNUSED
 from pool_core.testing import NEVER, OK, Delay, ScriptedManager, SwallowCancel, run
 
 from .helpers import books, closed, hold, turns, virtual
@@ -157,11 +157,11 @@ async def test_a_forked_pool_refuses_everything_and_its_leases_say_nothing() -> 
     lost, lost_conn = lease, lease.conn
     del lost, lease
     gc.collect()
-    pool._tasks.close_dedicated(lost_conn)
+    pool._shell.gets.close_dedicated(lost_conn)
     with pytest.raises(ForkedPool):
         await block.__aexit__(None, None, None)
     await other.__aexit__(KeyError, KeyError(), None)
-    pool._tasks.forked, pool._tasks.thread = False, threading.get_ident()
+    pool._shell.life.forked, pool._shell.life.thread = False, threading.get_ident()
     await pool.close(0)
 
 
@@ -190,7 +190,7 @@ def test_a_pool_dropped_while_it_closes_does_not_warn() -> None:
         manager = ScriptedManager(close=Delay(1))
         pool = Pool(manager, min_idle=1)
         await pool.open()
-        pool._tasks._begin_close()
+        pool._shell.life._begin_close()
         del pool
         gc.collect()
         await asyncio.sleep(5)
@@ -389,7 +389,7 @@ async def test_a_time_out_while_nothing_is_lent_and_nothing_fails_is_short() -> 
 
 def test_a_waiter_answers_only_in_the_shell() -> None:
     """The state's own class is a shape."""
-    from pool_core._state import Slot, Waiter
+    from pool_core._slot import Slot, Waiter
 
     waiter: Waiter[object] = Waiter()
     with pytest.raises(NotImplementedError):
@@ -470,7 +470,7 @@ def test_gets_that_died_with_their_loop_count_as_cancelled_once() -> None:
 @virtual
 async def test_a_get_that_is_refused_does_not_keep_what_is_due_from_being_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """It came first after something had blocked the loop, and found that the back-off of others was over."""
-    monkeypatch.setattr("pool_core._tasks._random", lambda: 0.9)
+    monkeypatch.setattr("pool_core._shell._random", lambda: 0.9)
     manager = ScriptedManager(connect=[OSError("down"), NEVER])
     pool = Pool(manager, max_size=2, max_waiting=0, error_sink=quiet)
     await pool.open()
@@ -479,7 +479,7 @@ async def test_a_get_that_is_refused_does_not_keep_what_is_due_from_being_done(m
     monkeypatch.setattr(asyncio.get_running_loop(), "_now", 1.0)
     with pytest.raises(PoolOverloaded):
         await pool.get()
-    assert pool.state().opening == len(pool._tasks._calls) == 1
+    assert pool.state().opening == len(pool._shell.calls.under_way) == 1
     await pool.close(1)
     with pytest.raises(PoolClosed):
         await waiter
@@ -491,7 +491,7 @@ def test_a_connect_that_outlives_its_loop_is_abandoned_without_terminate() -> No
     manager = ScriptedManager(without=["terminate"])
     pool = Pool(manager)
     run(lambda: hold_open(pool), strict=False)
-    pool._tasks._dispose(manager.connections[0])
+    pool._shell.calls.dispose(manager.connections[0])
     assert pool.state().statistics.connections_abandoned == 1
     run(pool.close)
 
@@ -530,7 +530,7 @@ async def test_a_lease_lost_in_the_tick_of_the_close_is_no_leak() -> None:
     lease = await pool.get()
     slot = lease._slot
     await pool.close(0)
-    pool._tasks.reclaim(slot)
+    pool._shell.reclaim(slot)
     pool._state.give_back(slot, 0.0, UNUSED)
     lease.release()
     closed(pool, pool_closed=1)
@@ -626,10 +626,10 @@ async def test_a_connect_that_is_nearly_there_when_the_pool_closes_is_not_cut() 
 async def test_a_pool_that_is_not_open_has_nothing_to_bury() -> None:
     """The order may come from another thread, and late."""
     pool = Pool(ScriptedManager(), min_idle=1)
-    pool._tasks.bury()
+    pool._shell.life.bury()
     async with pool:
         assert pool.state().idle == 1
-    pool._tasks.bury()
+    pool._shell.life.bury()
     closed(pool, pool_closed=1)
 
 

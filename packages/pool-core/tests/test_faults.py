@@ -424,7 +424,7 @@ async def test_a_crowd_of_gets_with_time_outs_of_their_own_ends_together(many: i
         assert pool.state().waiting == many
         await asyncio.wait(gets)
         totals = pool.state().statistics
-        assert (totals.gets_timed_out, pool.state().waiting, len(pool._state.waiters)) == (many, 0, 0)
+        assert (totals.gets_timed_out, pool.state().waiting, len(pool._state.queue.waiters)) == (many, 0, 0)
         assert all(isinstance(get.exception(), PoolTimeout) for get in gets)
         lease.release()
         books(pool)
@@ -442,7 +442,7 @@ async def test_a_crowd_of_gets_is_cancelled_together(many: int) -> None:
             get.cancel()
         await asyncio.wait(gets)
         totals = pool.state().statistics
-        assert (totals.gets_cancelled, pool.state().waiting, len(pool._state.waiters)) == (many, 0, 0)
+        assert (totals.gets_cancelled, pool.state().waiting, len(pool._state.queue.waiters)) == (many, 0, 0)
         await asyncio.sleep(5)
         await hold(pool)
         books(pool)

@@ -850,3 +850,30 @@ async def test_a_sink_may_call_back_while_idle_connections_are_judged(what: str)
         books(pool)
         pool.resize(max_size=1)
         await asyncio.sleep(1)
+
+
+@on_virtual_time
+async def test_has_broken_may_close_the_pool_before_a_validation() -> None:
+    """The get that waits for it ends with PoolClosed, and is_valid is not called."""
+
+    class Closes(ScriptedManager):
+        armed = False
+
+        def has_broken(self, conn: Any) -> bool:
+            if self.armed:
+                self.armed = False
+                with contextlib.suppress(StopIteration):
+                    pool.close(0).send(None)  # here and now: nothing is left to wait for
+            return super().has_broken(conn)
+
+    manager = Closes()
+    pool = Pool(manager)
+    await pool.open()
+    await hold(pool)
+    await asyncio.sleep(60)
+    manager.armed = True
+    with pytest.raises(PoolClosed):
+        await pool.get()
+    await pool.close()
+    assert not manager.calls("is_valid")
+    books(pool)

@@ -431,11 +431,11 @@ async def test_a_hundred_thousand_waiters_time_out_or_are_cancelled_at_once() ->
         for waiter in reversed(waiters[10_000:]):
             waiter.cancel()
         await turns(3)
-        assert len(pool._state.waiters) <= 30_000
+        assert len(pool._state.queue.waiters) <= 30_000
         await asyncio.sleep(31)
         outcomes = await asyncio.gather(*waiters, return_exceptions=True)
         assert sum(isinstance(outcome, PoolTimeout) for outcome in outcomes) == 10_000
-        assert len(pool._state.waiters) == 0
+        assert len(pool._state.queue.waiters) == 0
         lease.release()
         books(pool)
         totals = pool.state().statistics
@@ -575,8 +575,8 @@ async def test_ten_thousand_gets_behind_a_slow_try_get_cost_no_more_than_without
         manager.script(is_valid=Delay(1))
         trying = asyncio.create_task(pool.try_get())
         await turns()
-        looked = CountingDeque(pool._state.waiters)
-        pool._state.waiters = looked
+        looked = CountingDeque(pool._state.queue.waiters)
+        pool._state.queue.waiters = looked
         gets = [asyncio.create_task(hold(pool)) for _ in range(10_000)]
         await turns(3)
         assert pool.state().waiting == 10_000

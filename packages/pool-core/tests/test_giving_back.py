@@ -530,7 +530,7 @@ async def test_each_of_many_idle_connections_goes_exactly_when_its_own_lifetime_
     """One timer at the earliest, set again for the next one."""
     loop = asyncio.get_running_loop()
     draws = iter([0.3, 0.9, 0.0, 0.6, 0.1])
-    monkeypatch.setattr("pool_core._tasks._random", lambda: next(draws))
+    monkeypatch.setattr("pool_core._shell._random", lambda: next(draws))
     manager = ScriptedManager()
     async with Pool(manager, max_size=5, max_lifetime=100, lifetime_jitter=0.5, idle_timeout=None) as pool:
         await asyncio.gather(*(hold(pool, 1) for _ in range(5)))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pool_core import Pool, PoolTimeout, QueueStrategy
-from pool_core._state import Slot, Waiter
+from pool_core._slot import Slot, Waiter
 from pool_core.testing import FakeManager, run
 
 from .helpers import books

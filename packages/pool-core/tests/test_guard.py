@@ -17,30 +17,30 @@ async def test_guard_is_silent_while_every_kind_of_call_runs() -> None:
     pool = Pool(manager, max_size=3, min_idle=1)
     async with pool:
         async with pool.get():
-            assert problems(pool._tasks) == []
+            assert problems(pool._shell) == []
         assert pool.state().resetting == 1
         pool.evict()
         await settle()
-        assert problems(pool._tasks) == []
+        assert problems(pool._shell) == []
 
 
 @virtual
 async def test_guard_finds_an_approval_without_a_call() -> None:
     """So begins a pool that can never be closed."""
     async with Pool(ScriptedManager(connect=Delay(1))) as pool:
-        pool._state._mint(None, 0.0)
-        found = problems(pool._tasks)
+        pool._state.supply._approve(None, 0.0)
+        found = problems(pool._shell)
         assert found[0] == "work of the state is left over: connect"
-        assert found[1] == "1 of 1 approvals without a call under way"
-        pool._tasks._turn()
-        assert problems(pool._tasks) == []
+        assert found[1] == "1 of 1 connects without a call under way"
+        pool._shell.turn()
+        assert problems(pool._shell) == []
 
 
 @virtual
 async def test_guard_finds_a_late_alarm() -> None:
     async with Pool(ScriptedManager(), min_idle=1) as pool:
-        alarm = pool._tasks._alarm
+        alarm = pool._shell.alarm
         at, alarm.at = alarm.at, inf
-        assert "the alarm rings at inf s" in problems(pool._tasks)[0]
+        assert "the alarm rings at inf s" in problems(pool._shell)[0]
         alarm.at = at
-        assert problems(pool._tasks) == []
+        assert problems(pool._shell) == []

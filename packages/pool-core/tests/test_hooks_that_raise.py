@@ -253,7 +253,7 @@ async def test_cancelled_gets_with_a_timeout_of_their_own_are_forgotten() -> Non
         last = asyncio.create_task(hold(pool, timeout=1))
         await asyncio.gather(last, return_exceptions=True)
         assert isinstance(last.exception(), PoolTimeout)
-        assert len(pool._state._given) <= 40
+        assert len(pool._state.queue._given) <= 40
         books(pool)
 
 

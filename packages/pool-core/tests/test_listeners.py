@@ -14,7 +14,7 @@ from pool_core.testing import Delay, ScriptedCustomizer, ScriptedManager
 from .helpers import virtual
 
 if TYPE_CHECKING:
-    from pool_core._state import Slot
+    from pool_core._slot import Slot
 
 
 def kinds(events: list[Event]) -> list[type[Event]]:
@@ -123,7 +123,7 @@ async def test_a_listener_that_ends_in_the_child_of_a_fork_opens_no_way_to_the_p
     _after_fork_in_child()
     end()
     assert pool._state.slow
-    pool._tasks.forked, pool._tasks.thread = False, threading.get_ident()
+    pool._shell.life.forked, pool._shell.life.thread = False, threading.get_ident()
     await pool.close()
 
 

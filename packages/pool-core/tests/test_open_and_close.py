@@ -346,7 +346,7 @@ async def test_close_always_ends_in_time(timeout: float, verb: str, outcome: obj
     await hold(pool)
     await asyncio.sleep(5)
     lease.conn.dirty = True
-    pool._tasks.manager.script(**{verb: outcome})  # type: ignore[attr-defined]
+    pool._shell.calls.manager.script(**{verb: outcome})  # type: ignore[attr-defined]
     lease.release()
     gets = [asyncio.create_task(hold(pool, 100)) for _ in range(3)]
     await asyncio.sleep(0.1)
@@ -398,8 +398,8 @@ async def test_a_get_whose_connection_was_terminated_in_the_tick_of_the_hand_ove
             lease.release()
         assert not get.done()
         closing = asyncio.ensure_future(pool.close(0))
-        pool._tasks._begin_close()
-        pool._tasks.finish_close()  # before the get's task goes on
+        pool._shell.life._begin_close()
+        pool._shell.life.finish_close()  # before the get's task goes on
         with pytest.raises(PoolClosed):
             await get
         await closing
@@ -910,12 +910,12 @@ def test_a_forked_pool_of_a_dead_loop_is_not_buried_by_the_child() -> None:
     manager = ScriptedManager()
     pool = Pool(manager, min_idle=1)
     run(pool.open, strict=False)
-    pool._tasks.mark_forked()
+    pool._shell.life.mark_forked()
     for use in (pool.open, pool.close):
         with pytest.raises(ForkedPool):
             run(use)
     assert manager.calls("terminate") == []
-    pool._tasks.forked = False
+    pool._shell.life.forked = False
     run(pool.close)
 
 

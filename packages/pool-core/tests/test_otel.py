@@ -299,7 +299,7 @@ async def test_in_the_child_of_a_fork_the_parents_pool_is_left_out(seen: Seen) -
         _after_fork_in_child()
         assert seen.points("count") == []
         assert seen.count("own") == {"idle": 0, "used": 0}
-        pool._tasks.forked, pool._tasks.thread = False, threading.get_ident()
+        pool._shell.life.forked, pool._shell.life.thread = False, threading.get_ident()
 
 
 @virtual

@@ -240,7 +240,7 @@ def test_storms_on_virtual_time_leave_the_books_balanced(monkeypatch: pytest.Mon
     while time.monotonic() < end:
         storm_seed = seeds.randrange(1 << 32)
         rng = random.Random(storm_seed)
-        monkeypatch.setattr("pool_core._tasks._random", rng.random)
+        monkeypatch.setattr("pool_core._shell._random", rng.random)
         storm = Storm(rng, pace=1.0, slack=0.0)
         try:
             run(storm.rage(1000))

@@ -274,7 +274,7 @@ async def test_every_close_reason_is_reached() -> None:
         await asyncio.sleep(5)
         await hold(pool)  # invalid, and then reset_failed
         (await pool.get()).discard()
-        await pool._tasks.manager.close((await pool.get()).detach())
+        await pool._shell.calls.manager.close((await pool.get()).detach())
         lease = await pool.get()
         lease.conn.broken = True
         lease.release()
@@ -297,10 +297,10 @@ async def test_every_close_reason_is_reached() -> None:
             del lost, lease, leases
         await turns()
         await hold(pool)
-        pool._tasks.manager.script(reset=ReplaceConnection())  # type: ignore[attr-defined]
+        pool._shell.calls.manager.script(reset=ReplaceConnection())  # type: ignore[attr-defined]
         await hold(pool)
         await turns()
-        pool._tasks.manager.script(reset=OK)  # type: ignore[attr-defined]
+        pool._shell.calls.manager.script(reset=OK)  # type: ignore[attr-defined]
         await hold(pool)
     missing = {reason for reason, count in pool.state().statistics.connections_closed.items() if not count}
     assert missing == set()

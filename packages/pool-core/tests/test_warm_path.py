@@ -155,8 +155,10 @@ async def test_a_warm_get_and_return_go_through_nothing_but_the_lease(
         def long_way(*_: object, **__: object) -> None:
             raise AssertionError("the long way was taken")
 
-        for method in ("acquire", "take_or_queue", "give_back", "_turn"):
-            monkeypatch.setattr(pool._tasks, method, long_way)
+        for method in ("acquire", "take_or_queue"):
+            monkeypatch.setattr(pool._shell.gets, method, long_way)
+        for method in ("give_back", "turn"):
+            monkeypatch.setattr(pool._shell, method, long_way)
         for _ in range(3):
             async with pool.get() as conn:
                 assert conn.state == "open"

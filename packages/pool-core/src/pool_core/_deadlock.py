@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ._state import Slot, Waiter
+    from ._slot import Slot, Waiter
 
 C = TypeVar("C")
 

@@ -10,7 +10,8 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ._errors import PoolError
-from ._state import DISCARD, IDLE, LENT, RAISED, Slot
+from ._messages import label
+from ._slot import DISCARD, IDLE, LENT, RAISED, Slot
 from ._statistics import CloseReason
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from ._pool import Pool
-    from ._tasks import PoolTasks
+    from ._shell import Shell
 
 C = TypeVar("C")
 
@@ -77,23 +78,23 @@ class PooledConnection(Generic[C]):
                     return conn
             except BaseException as error:  # noqa: BLE001 - raising means broken, also where its answer has no truth
                 raised = error
-            pool._tasks.found_broken(slot, raised)
+            pool._shell.gets.found_broken(slot, raised)
         elif self._slot is not _NEW:  # acquired by `await` already
-            pool._tasks.check_loop()
+            pool._shell.life.check_loop()
             return self.conn
-        # What PoolTasks.acquire does, less a coroutine: in a busy pool a thousand wait here.
-        tasks = pool._tasks
-        if tasks.on_checkout is not None:
-            self._slot = await tasks.acquire(self._timeout)
+        # What Gets.acquire does, less a coroutine: in a busy pool a thousand wait here.
+        gets = pool._shell.gets
+        if gets.prepares:
+            self._slot = await gets.acquire(self._timeout)
             return self.conn
-        got = tasks.take_or_queue(self._timeout)
+        got = gets.take_or_queue(self._timeout)
         if not isinstance(got, Slot):
             try:
                 answer = await got.future
             except BaseException:
-                tasks.cancelled(got)
+                gets.cancelled(got)
                 raise
-            got = tasks.served(got, answer)
+            got = gets.served(got, answer)
         self._slot = got
         return got.conn if not state.observed else self.conn
 
@@ -109,28 +110,28 @@ class PooledConnection(Generic[C]):
                 try:
                     broken = True if pool._has_broken(slot.conn) else False  # noqa: SIM210 - bool() costs a call
                 except BaseException as raised:  # noqa: BLE001 - raising means broken
-                    pool._tasks.give_back(slot, 0, raised)
+                    pool._shell.give_back(slot, 0, raised)
                     return
                 if not broken:
-                    if pool._reset is None or pool._tasks.wipe(slot):
+                    if pool._reset is None or pool._shell.wipe(slot):
                         slot.holder = None
                         slot.state = IDLE
                         slot.stamp = state.tick
                         state.fresh.append(slot)
                     return
             elif state.plain:
-                pool._tasks.give_back(slot)
+                pool._shell.give_back(slot)
                 return
         if slot is not _OVER and slot is not _NEW:
-            tasks = pool._tasks
-            if tasks.forked:
+            shell, life = pool._shell, pool._shell.life
+            if life.forked:
                 if kind is None:  # else the child's own error goes first
-                    tasks.check_fork()
+                    life.check_fork()
             elif kind is None:
-                tasks.give_back(slot)
+                shell.give_back(slot)
             else:  # perhaps a coroutine that is dropped, in any thread
-                how = RAISED | DISCARD if tasks.config.discard_on_exception else RAISED
-                tasks.in_loop(partial(tasks.give_back_raised, slot, how, error))
+                how = RAISED | DISCARD if shell.config.discard_on_exception else RAISED
+                life.in_loop(partial(shell.give_back_raised, slot, how, error))
 
     def __await__(self) -> Generator[Any, Any, PooledConnection[C]]:
         return self._acquire().__await__()
@@ -139,7 +140,7 @@ class PooledConnection(Generic[C]):
         if self._slot is not _NEW:
             msg = "this lease was acquired already: call pool.get() again for another connection"
             raise PoolError(msg)
-        return self._own(await self._pool._tasks.acquire(self._timeout))
+        return self._own(await self._pool._shell.gets.acquire(self._timeout))
 
     def _own(self, slot: Slot[C]) -> PooledConnection[C]:
         """Take a connection that was acquired, without an `async with` to end it."""
@@ -152,7 +153,9 @@ class PooledConnection(Generic[C]):
     def conn(self) -> C:
         """The driver's own connection. Raises PoolError before it is acquired and after its release."""
         slot = self._held()
-        if self._pool._tasks.config.guard:
+        if self._pool._shell.config.guard:
+            from ._guard import Guard  # for those who ask for it
+
             return cast("C", Guard(self, slot.conn))
         return slot.conn
 
@@ -169,9 +172,9 @@ class PooledConnection(Generic[C]):
     @property
     def age(self) -> float:
         """Seconds since the connection joined the pool."""
-        tasks = self._pool._tasks
-        tasks.check_loop()
-        return tasks.loop.time() - self._held().born
+        shell = self._pool._shell
+        shell.life.check_loop()
+        return shell.now() - self._held().born
 
     def release(self) -> None:
         """Give the connection back. Synchronous bookkeeping; a second release does nothing.
@@ -192,10 +195,10 @@ class PooledConnection(Generic[C]):
 
     def detach(self) -> C:
         """Take the connection out of the pool for good: the caller closes it; ``on_close`` does not run."""
-        self._pool._tasks.check_loop()
+        self._pool._shell.life.check_loop()
         slot = self._held()
         self._slot = _OVER
-        self._pool._tasks.detach(slot)
+        self._pool._shell.detach(slot)
         return slot.conn
 
     def _held(self) -> Slot[C]:
@@ -213,20 +216,20 @@ class PooledConnection(Generic[C]):
         slot = self._slot
         if slot is _NEW or slot is _OVER:
             return
-        tasks = self._pool._tasks
-        if tasks.loop.is_closed():
-            tasks.check_fork()
+        shell, life = self._pool._shell, self._pool._shell.life
+        if life.loop.is_closed():
+            life.check_fork()
         else:
-            tasks.check_loop()  # before anything of the connection is touched; the lease stays held
+            life.check_loop()  # before anything of the connection is touched; the lease stays held
         self._slot = _OVER
-        if tasks.loop.is_closed():
-            tasks.reclaim(slot)
+        if life.loop.is_closed():
+            shell.reclaim(slot)
             return
         slot.loose = False
         if error is None:
-            tasks.give_back(slot, how)
+            shell.give_back(slot, how)
         else:
-            tasks.give_back_raised(slot, how, error)
+            shell.give_back_raised(slot, how, error)
 
     def __reduce_ex__(self, _: object) -> NoReturn:
         """Refuse to be copied or pickled: a connection has one borrower."""
@@ -236,7 +239,7 @@ class PooledConnection(Generic[C]):
     def __repr__(self) -> str:
         slot = self._slot
         how = "not acquired" if slot is _NEW else "released" if slot is _OVER else f"connection #{slot.id}"
-        return f"<PooledConnection of {self._pool._tasks.label}: {how}>"
+        return f"<PooledConnection of {label(self._pool._shell.config)}: {how}>"
 
 
 class _AwaitedConnection(PooledConnection[C]):
@@ -258,18 +261,18 @@ class _AwaitedConnection(PooledConnection[C]):
             self._reclaim(slot)
 
     def _reclaim(self, slot: Slot[C]) -> None:
-        tasks = self._pool._tasks
-        if tasks.forked or slot not in tasks.state.slots:
+        shell, life = self._pool._shell, self._pool._shell.life
+        if life.forked or slot not in shell.state.slots:
             return
         where = f", taken at:\n{slot.stack}" if slot.stack else " (set leak_threshold to see where it was taken)"
         warnings.warn(
-            f"{tasks.label}: a lease of connection #{slot.id} was dropped without release{where}",
+            f"{label(shell.config)}: a lease of connection #{slot.id} was dropped without release{where}",
             ResourceWarning,
             stacklevel=3,
             source=self,
         )
-        if not tasks.loop.is_closed():
-            tasks.loop.call_soon_threadsafe(tasks.reclaim, slot)
+        if not life.loop.is_closed():
+            life.loop.call_soon_threadsafe(shell.reclaim, slot)
 
     if not TYPE_CHECKING:  # pragma: no branch - type checkers find the mistake by themselves
 
@@ -281,82 +284,20 @@ class _AwaitedConnection(PooledConnection[C]):
             raise AttributeError(msg, name=name, obj=self)
 
 
-class Guard:
-    """Stands for the connection under ``guard=True`` and refuses use after release. ``isinstance`` still holds."""
-
-    __slots__ = ("_conn", "_lease", "_slot")
-
-    def __init__(self, lease: PooledConnection[Any], conn: Any) -> None:
-        object.__setattr__(self, "_lease", lease)
-        object.__setattr__(self, "_conn", conn)
-        object.__setattr__(self, "_slot", lease._slot)
-
-    def __getattribute__(self, name: str) -> Any:
-        return getattr(_guarded(self), name)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        setattr(_guarded(self), name, value)
-
-    def __delattr__(self, name: str) -> None:
-        delattr(_guarded(self), name)
-
-    def __repr__(self) -> str:
-        return f"<guarded {type(object.__getattribute__(self, '_conn')).__name__}>"
-
-
-def _guarded(guard: Guard) -> Any:
-    lease = object.__getattribute__(guard, "_lease")
-    if lease._slot is not object.__getattribute__(guard, "_slot"):
-        msg = "this connection was released: use it only inside its 'async with', or before lease.release()"
-        raise PoolError(msg)
-    return object.__getattribute__(guard, "_conn")
-
-
-def _forward(name: str) -> Any:
-    def method(self: Guard, *args: Any, **kwargs: Any) -> Any:
-        return getattr(_guarded(self), name)(*args, **kwargs)
-
-    method.__name__ = name
-    return method
-
-
-# Python looks special methods up on the type: those that connections of known drivers have.
-for _name in (
-    "__aenter__",
-    "__aexit__",
-    "__aiter__",
-    "__anext__",
-    "__await__",
-    "__bool__",
-    "__call__",
-    "__contains__",
-    "__delitem__",
-    "__enter__",
-    "__eq__",
-    "__exit__",
-    "__getitem__",
-    "__hash__",
-    "__iter__",
-    "__len__",
-    "__setitem__",
-):
-    setattr(Guard, _name, _forward(_name))
-
-
 class DedicatedConnection(Generic[C]):
     """A connection beside the pool: customized, but neither counted nor pooled. Await it, or use ``async with``."""
 
-    __slots__ = ("_conn", "_tasks")
+    __slots__ = ("_conn", "_gets")
 
-    def __init__(self, tasks: PoolTasks[C]) -> None:
-        self._tasks = tasks
+    def __init__(self, shell: Shell[C]) -> None:
+        self._gets = shell.gets
 
     def __await__(self) -> Generator[Any, Any, C]:
-        return self._tasks.connect_dedicated().__await__()
+        return self._gets.connect_dedicated().__await__()
 
     async def __aenter__(self) -> C:
-        self._conn = await self._tasks.connect_dedicated()
+        self._conn = await self._gets.connect_dedicated()
         return self._conn
 
     async def __aexit__(self, *_: object) -> None:
-        self._tasks.close_dedicated(self._conn)
+        self._gets.close_dedicated(self._conn)

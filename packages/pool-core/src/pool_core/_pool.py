@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from ._config import PoolConfig, PoolOptions, check_names, check_timeout
 from ._errors import BrokenConnection, PoolFull
 from ._lease import DedicatedConnection, PooledConnection
-from ._tasks import PoolTasks
+from ._messages import label, numbers
+from ._shell import Shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,7 @@ _REQUIRED = ("connect", "is_valid", "has_broken", "close")
 _OPTIONAL = ("reset", "terminate", "is_transient", "judge", "is_clean")
 _SYNCHRONOUS = ("has_broken", "terminate", "is_transient", "judge", "is_clean")
 
-_open_pools: weakref.WeakSet[PoolTasks[Any]] = weakref.WeakSet()
+_open_pools: weakref.WeakSet[Shell[Any]] = weakref.WeakSet()
 
 
 class Pool(Generic[C]):
@@ -49,17 +50,17 @@ class Pool(Generic[C]):
         ValueError, TypeError: an option or the manager is not what it must be; the text says what is allowed.
     """
 
-    __slots__ = ("__weakref__", "_blocks", "_has_broken", "_loop", "_reset", "_state", "_tasks", "_thread")
+    __slots__ = ("__weakref__", "_blocks", "_has_broken", "_loop", "_reset", "_shell", "_state", "_thread")
 
     def __init__(self, manager: ConnectionManager[C], /, **options: Unpack[PoolOptions[C]]) -> None:
         check_names(options)
         config = PoolConfig(**options)
         _check_manager(manager)
-        self._tasks = PoolTasks(manager, config)
+        self._shell = Shell(manager, config)
         # What the warm path needs stands one step away.
-        self._state = self._tasks.state
-        self._has_broken = self._tasks.has_broken
-        self._reset = self._tasks.reset
+        self._state = self._shell.state
+        self._has_broken = self._shell.calls.has_broken
+        self._reset = self._shell.calls.reset
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._blocks = 0  # nested `async with pool:`
@@ -98,14 +99,14 @@ class Pool(Generic[C]):
             PoolClosed: the pool is closing, or was closed meanwhile.
             WrongEventLoop: it is open on another loop that is not closed.
         """
-        tasks = self._tasks
+        shell = self._shell
         loop = asyncio.get_running_loop()
-        if tasks.life in ("new", "closed") or tasks.loop.is_closed():
+        if not shell.life.is_alive or shell.life.loop.is_closed():
             self._loop = loop
             self._thread = get_ident()
-        _open_pools.add(tasks)
-        tasks.warn_of_lost_settings()
-        await tasks.open(wait=wait)
+        _open_pools.add(shell)
+        shell.calls.warn_of_lost_settings()
+        await shell.life.open(wait=wait)
 
     async def close(self, timeout: float = 10.0) -> None:
         """Close the pool, within ``timeout`` (s) and at most a second more, whatever happens.
@@ -118,16 +119,16 @@ class Pool(Generic[C]):
             ValueError: ``timeout`` is None, negative or NaN.
             WrongEventLoop: the pool is open on another loop that is not closed.
         """
-        self._tasks.check_fork()
+        self._shell.life.check_fork()
         if timeout is None:
             msg = "timeout=None: closing always ends; give a number of seconds, 0 or more"
             raise ValueError(msg)
         check_timeout("timeout", timeout)
-        await self._tasks.close(timeout)
+        await self._shell.life.close(timeout)
 
     async def __aenter__(self) -> Self:
-        tasks = self._tasks
-        if tasks.life in ("new", "closed") or tasks.loop.is_closed():
+        shell = self._shell
+        if not shell.life.is_alive or shell.life.loop.is_closed():
             self._blocks = 0  # blocks of an earlier life were never ended
         await self.open()
         self._blocks += 1
@@ -167,7 +168,7 @@ class Pool(Generic[C]):
 
     async def try_get(self) -> PooledConnection[C] | None:
         """Get an idle connection, tested if it must be, or None: never waits for a return and never connects."""
-        slot = await self._tasks.try_acquire()
+        slot = await self._shell.gets.try_acquire()
         return None if slot is None else PooledConnection(self, None)._own(slot)
 
     def dedicated_connection(self) -> DedicatedConnection[C]:
@@ -176,7 +177,7 @@ class Pool(Generic[C]):
         It is customized, and neither counted nor pooled. Raises the driver's own error unchanged, PoolTimeout when
         ``create_timeout`` is over, PoolClosed if the pool is not open.
         """
-        return DedicatedConnection(self._tasks)
+        return DedicatedConnection(self._shell)
 
     def add(self, conn: C) -> None:
         """Put a connection that was opened elsewhere into the pool. ``on_connect`` does not run for it.
@@ -186,17 +187,17 @@ class Pool(Generic[C]):
             PoolFull: the pool is at max_size.
             PoolClosed: the pool is not open.
         """
-        tasks = self._tasks
-        tasks.check_open()
-        if tasks.is_broken(conn):
-            tasks.hooks.tell()
-            msg = f"{tasks.label}: the connection to add is broken (has_broken is true): it is yours to close"
+        shell = self._shell
+        shell.life.check_open()
+        if shell.calls.is_broken(conn):
+            shell.hooks.tell()
+            msg = f"{label(shell.config)}: the connection to add is broken (has_broken is true): it is yours to close"
             raise BrokenConnection(msg, conn)
-        if any(slot.conn is conn for slot in tasks.state.slots):
-            msg = f"{tasks.label}: the connection to add is in the pool already"
+        if any(slot.conn is conn for slot in shell.state.slots):
+            msg = f"{label(shell.config)}: the connection to add is in the pool already"
             raise ValueError(msg)
-        if not tasks.add(conn):
-            msg = f"{tasks.label} is full (max_size={tasks.config.max_size}): the connection to add is yours to close"
+        if not shell.add(conn):
+            msg = f"{label(shell.config)} is full (max_size={shell.config.max_size}): the connection to add is yours to close"
             raise PoolFull(msg, conn)
 
     def resize(self, *, max_size: int | None = None, min_idle: int | None = None) -> None:
@@ -205,8 +206,8 @@ class Pool(Generic[C]):
         Raises:
             ValueError, TypeError: the pair is not allowed; then nothing has changed.
         """
-        self._tasks.check_loop()
-        self._tasks.resize(self._tasks.config.resized(max_size=max_size, min_idle=min_idle))
+        self._shell.life.check_loop()
+        self._shell.resize(self._shell.config.resized(max_size=max_size, min_idle=min_idle))
 
     def evict(self, predicate: Callable[[C], bool] | None = None) -> int:
         """Retire connections softly: idle ones now, lent ones on their return; then ``min_idle`` is brought up again.
@@ -217,11 +218,11 @@ class Pool(Generic[C]):
         Returns:
             How many open connections are retired.
         """
-        self._tasks.check_open()
+        self._shell.life.check_open()
         if inspect.iscoroutinefunction(predicate):
             msg = f"predicate={predicate!r}: must be an ordinary function that returns at once"
             raise TypeError(msg)
-        return self._tasks.evict(predicate)
+        return self._shell.evict(predicate)
 
     # -- looking
 
@@ -239,29 +240,29 @@ class Pool(Generic[C]):
         if not callable(listener):
             msg = f"listener={listener!r}: must be callable with one event"
             raise TypeError(msg)
-        self._tasks.check_loop()
-        return self._tasks.listen(listener)
+        self._shell.life.check_loop()
+        return self._shell.listen(listener)
 
     @property
     def config(self) -> PoolConfig:
         """The options in force; ``resize`` replaces it."""
-        self._tasks.check_fork()
-        return self._tasks.config
+        self._shell.life.check_fork()
+        return self._shell.config
 
     def state(self) -> State:
         """The pool's numbers now. May be called from any thread, as exporters of metrics do."""
-        self._tasks.check_fork()
+        self._shell.life.check_fork()
         return self._state.snapshot()
 
     def holders(self) -> list[Holder]:
         """Who holds what, and how long; the longest first."""
-        self._tasks.check_fork()
-        return sorted(self._tasks.holders(), key=lambda holder: -holder.held)
+        self._shell.life.check_fork()
+        return sorted(self._shell.holders(), key=lambda holder: -holder.held)
 
     def __repr__(self) -> str:
-        tasks = self._tasks
-        life = "forked" if tasks.forked else tasks.life
-        return f"<Pool {tasks.config.name!r} {life}: {tasks.numbers()}>"
+        shell = self._shell
+        life = "forked" if shell.life.forked else shell.life.stage
+        return f"<Pool {shell.config.name!r} {life}: {numbers(shell.state)}>"
 
     def __reduce_ex__(self, _: object) -> NoReturn:
         """Refuse to be copied or pickled: two owners would each close the connections of the other."""
@@ -269,22 +270,22 @@ class Pool(Generic[C]):
         raise TypeError(msg)
 
     def __del__(self) -> None:
-        tasks: PoolTasks[C] | None = getattr(self, "_tasks", None)
-        if tasks is None or tasks.forked or tasks.life in ("new", "closed"):
+        shell: Shell[C] | None = getattr(self, "_shell", None)
+        if shell is None or shell.life.forked or not shell.life.is_alive:
             return
-        if tasks.life != "closing":
+        if shell.life.stage != "closing":
             warnings.warn(
-                f"{tasks.label} was dropped while open: use 'async with pool:', or 'await pool.close()'",
+                f"{label(shell.config)} was dropped while open: use 'async with pool:', or 'await pool.close()'",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
             )
-        tasks.in_loop(tasks.bury)
+        shell.life.in_loop(shell.life.bury)
 
 
 def _after_fork_in_child() -> None:
-    for tasks in list(_open_pools):
-        tasks.mark_forked()
+    for shell in list(_open_pools):
+        shell.life.mark_forked()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from ._state import PoolState
 
 __all__ = ["CloseReason", "Holder", "State", "Statistics"]
 
@@ -89,3 +91,70 @@ class Holder:
     task: str | None
     held: float
     stack: str | None
+
+
+class Counters:
+    """All that ever happened, as numbers. ``gets_started`` and ``gets_direct`` follow from the others."""
+
+    __slots__ = (
+        "abandoned",
+        "added",
+        "closed",
+        "connects_failed",
+        "created",
+        "gets_cancelled",
+        "gets_failed",
+        "gets_timed_out",
+        "gets_waited",
+        "hook_errors",
+        "uses_gone",
+        "wait_time",
+        "waiting",
+    )
+
+    def __init__(self) -> None:
+        self.waiting = 0  # gets that wait until their task has gone on; a try_get is none
+        self.gets_waited = 0
+        self.gets_timed_out = 0
+        self.gets_cancelled = 0
+        self.gets_failed = 0
+        self.wait_time = 0.0
+        self.created = 0
+        self.added = 0
+        self.closed = dict.fromkeys(CloseReason, 0)
+        self.abandoned = 0
+        self.connects_failed = 0
+        self.hook_errors = 0
+        self.uses_gone = 0  # of connections that are gone
+
+
+def picture(state: PoolState[Any]) -> State:
+    """The pool's numbers now. May be called from any thread, as exporters of metrics do."""
+    counters = state.counters
+    # A copy, since another thread may be changing it.
+    served = counters.uses_gone + sum(slot.uses for slot in tuple(state.slots))
+    ended = served + counters.gets_timed_out + counters.gets_cancelled + counters.gets_failed
+    return State(
+        idle=len(state.idle),
+        in_use=state.in_use(),
+        opening=len(state.connects),
+        validating=len(state.validating),
+        resetting=len(state.resetting),
+        closing=len(state.closing),
+        waiting=counters.waiting,
+        statistics=Statistics(
+            gets_started=ended + counters.waiting,
+            gets_direct=served - counters.gets_waited,
+            gets_waited=counters.gets_waited,
+            gets_timed_out=counters.gets_timed_out,
+            gets_cancelled=counters.gets_cancelled,
+            gets_failed=counters.gets_failed,
+            get_wait_time=counters.wait_time,
+            connections_created=counters.created,
+            connections_added=counters.added,
+            connections_closed=dict(counters.closed),
+            connections_abandoned=counters.abandoned,
+            connects_failed=counters.connects_failed,
+            hook_errors=counters.hook_errors,
+        ),
+    )

@@ -1,0 +1,72 @@
+"""What ``guard=True`` lends: it stands for the connection, and refuses to be used after the release."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._errors import PoolError
+
+if TYPE_CHECKING:
+    from ._lease import PooledConnection
+
+
+class Guard:
+    """Stands for the connection under ``guard=True`` and refuses use after release. ``isinstance`` still holds."""
+
+    __slots__ = ("_conn", "_lease", "_slot")
+
+    def __init__(self, lease: PooledConnection[Any], conn: Any) -> None:
+        object.__setattr__(self, "_lease", lease)
+        object.__setattr__(self, "_conn", conn)
+        object.__setattr__(self, "_slot", lease._slot)
+
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(_guarded(self), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(_guarded(self), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(_guarded(self), name)
+
+    def __repr__(self) -> str:
+        return f"<guarded {type(object.__getattribute__(self, '_conn')).__name__}>"
+
+
+def _guarded(guard: Guard) -> Any:
+    lease = object.__getattribute__(guard, "_lease")
+    if lease._slot is not object.__getattribute__(guard, "_slot"):
+        msg = "this connection was released: use it only inside its 'async with', or before lease.release()"
+        raise PoolError(msg)
+    return object.__getattribute__(guard, "_conn")
+
+
+def _forward(name: str) -> Any:
+    def method(self: Guard, *args: Any, **kwargs: Any) -> Any:
+        return getattr(_guarded(self), name)(*args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
+# Python looks special methods up on the type: those that connections of known drivers have.
+for _name in (
+    "__aenter__",
+    "__aexit__",
+    "__aiter__",
+    "__anext__",
+    "__await__",
+    "__bool__",
+    "__call__",
+    "__contains__",
+    "__delitem__",
+    "__enter__",
+    "__eq__",
+    "__exit__",
+    "__getitem__",
+    "__hash__",
+    "__iter__",
+    "__len__",
+    "__setitem__",
+):
+    setattr(Guard, _name, _forward(_name))

@@ -1,0 +1,208 @@
+"""What is under way, how much of it counts for those who wait, and what more is begun.
+
+Supply is what will serve a waiter without a return: connects, tests and resets under way, unless they are late, or their
+waiter gave up. After a failed connect the pool backs off: one probe at a time, at random times that grow apart.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from ._slot import Approval, Order, Slot, Trial
+
+if TYPE_CHECKING:
+    from ._slot import Waiter
+    from ._state import PoolState
+
+C = TypeVar("C")
+
+SLOW_FLOOR = 0.1
+"""A test or reset younger than this many seconds always counts as supply."""
+SLOW_FACTOR = 3.0
+"""So does one that has taken less than this many times the last good one of its kind."""
+BACKOFF_FIRST = 0.2
+BACKOFF_MOST = 2.0
+PROBE_PATIENCE = 2.0
+"""While backing off one connect at a time probes; an older one no longer counts as that one."""
+
+
+class Trials(dict[Slot[C], Trial[C]], Generic[C]):
+    """All of one kind, in the order of their start."""
+
+    __slots__ = ("last", "late")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = 0.0  # how long the last good one took
+        self.late = 0  # how many are slower than usual
+
+    def begin(self, slot: Slot[C], now: float) -> Trial[C]:
+        """Begin one."""
+        trial = self[slot] = Trial(now, now + max(SLOW_FLOOR, SLOW_FACTOR * self.last))
+        return trial
+
+    def end(self, slot: Slot[C]) -> Trial[C]:
+        """It has ended, or nobody waits for it any more."""
+        trial = self.pop(slot)
+        self.late -= trial.late
+        if trial.waiter is not None:
+            trial.waiter.test = None
+        return trial
+
+    def on_time(self) -> int:
+        """How many count as supply."""
+        return len(self) - self.late
+
+    def late_at(self) -> float:
+        """When the next one becomes late: they are judged in the order of their start."""
+        if len(self) == self.late:
+            return inf
+        return next(trial.late_at for trial in self.values() if not trial.late)
+
+    def mark_late(self, now: float) -> None:
+        """Judge those that have become late."""
+        if len(self) == self.late:
+            return
+        for trial in self.values():
+            if trial.late:
+                continue
+            if trial.late_at > now:
+                break
+            trial.late = True
+            self.late += 1
+
+
+class Connects(dict[Approval[C], None], Generic[C]):
+    """The approvals that are out, in the order of their making."""
+
+    __slots__ = ("failures", "retry_at")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.succeeded()
+
+    def mint(self, waiter: Waiter[C] | None, now: float, generation: int) -> Approval[C]:
+        """Approve one more connect."""
+        approval = Approval(waiter, now, generation)
+        self[approval] = None
+        return approval
+
+    def redeem(self, approval: Approval[C]) -> None:
+        """Its connect has ended."""
+        assert approval in self, "bug: an approval was redeemed twice"
+        del self[approval]
+        if approval.waiter is not None:
+            approval.waiter.approval = None
+
+    def succeeded(self) -> None:
+        """The server can be reached."""
+        self.failures = 0
+        self.retry_at = -inf
+
+    def failed(self, now: float, jitter: float) -> None:
+        """Back off. A failure during the back-off came from a connect begun before it, and does not stretch it."""
+        if now >= self.retry_at:
+            self.failures += 1
+            self.retry_at = now + jitter * min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** min(self.failures - 1, 8))
+
+    def may_begin(self, now: float) -> bool:
+        """Tell whether the back-off lets one begin."""
+        return not self.failures or (now >= self.retry_at and all(approval.late for approval in self))
+
+    def supply(self) -> int:
+        """How many count as supply for those who wait."""
+        return sum(not (approval.orphan or approval.late) for approval in self)
+
+    def retry_due(self, tick: float) -> float:
+        """When the back-off lets the next one begin, if that is later than ``tick``; else time is not what is missing."""
+        probes = [approval.since + PROBE_PATIENCE for approval in self if not approval.late]
+        ready = max(probes, default=self.retry_at)
+        return ready if ready > tick else inf
+
+    def mark_late(self, now: float) -> None:
+        """Have no patience any more with probes that take too long."""
+        if not self.failures:
+            return
+        for approval in self:
+            if approval.since + PROBE_PATIENCE <= now:
+                approval.late = True
+                if approval.waiter is not None:
+                    approval.waiter.approval = None
+                    approval.waiter = None
+
+
+class Supply(Generic[C]):
+    """How much is under way in one pool, and what more is to be begun."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, state: PoolState[C]) -> None:
+        self._state = state
+
+    def has_room(self) -> bool:
+        """Tell whether one more may be opened: what is closing still counts, for the server has it still."""
+        state = self._state
+        return len(state.slots) + len(state.connects) + len(state.closing) < state.max_size
+
+    def may_connect(self, now: float) -> bool:
+        """Tell whether a connect may begin now."""
+        state = self._state
+        if not (state.is_open and self.has_room()) or len(state.connects) >= state.config.max_connecting:
+            return False
+        return state.connects.may_begin(now)
+
+    def coming(self) -> int:
+        """What is under way and nobody waits for: it will be idle soon."""
+        state = self._state
+        return max(0, len(state.connects) + len(state.validating) + len(state.resetting) - state.queue.live)
+
+    def lack(self) -> int:
+        """How many more wait than have supply under way."""
+        state = self._state
+        return state.queue.live - state.validating.on_time() - state.resetting.on_time() - state.connects.supply()
+
+    def too_many_wait(self) -> bool:
+        """Compare with ``max_waiting``. What is under way will serve a get each; who asks alone is never one too many."""
+        state = self._state
+        assert state.config.max_waiting is not None
+        # A connect may have been begun beside a test or reset that is late: both will serve the same get.
+        on_time = state.validating.on_time() + state.resetting.on_time()
+        under_way = len(state.validating) + len(state.resetting) + len(state.closing)
+        coming = max(under_way, on_time + len(state.connects))
+        return state.queue.live - max(coming, not state.in_use()) > state.config.max_waiting
+
+    def help(self, now: float) -> None:
+        """Start tests, then connects, for those who wait without supply."""
+        state = self._state
+        idle, queue, validating = state.idle, state.queue, state.validating
+        while (idle.stale or idle.fresh) and queue.live > len(validating):  # a get of its own test each
+            if idle.fresh and not idle.stale_first():  # FIFO alone leaves it here while somebody waits
+                state.begin_test(idle.pop(), now, Order.CHECK)
+            else:
+                state.begin_test(idle.pop_stale(), now)
+        while idle.stale and len(validating) < state.config.max_connecting and self.lack() > 0:
+            state.begin_test(idle.pop_stale(), now)  # for a get whose test is slow
+        if queue.tries:
+            queue.turn_away()
+        while self.may_connect(now) and self.lack() > 0:
+            waiter = queue.first_without_approval()
+            if waiter is None:
+                break  # the rest are try_gets
+            waiter.approval = self._approve(waiter, now)
+
+    def top_up(self, now: float) -> None:
+        """Connect for ``min_idle``. What is under way and wanted by nobody counts."""
+        state = self._state
+        if state.paused:
+            return
+        lack = state.min_idle - len(state.idle) - self.coming()
+        while lack > 0 and self.may_connect(now):
+            self._approve(None, now)
+            lack -= 1
+
+    def _approve(self, waiter: Waiter[C] | None, now: float) -> Approval[C]:
+        state = self._state
+        approval = state.connects.mint(waiter, now, state.generation)
+        state.work.append((Order.CONNECT, approval))
+        return approval
