@@ -5,6 +5,7 @@
 - ``{issue}`asyncpg#467``` links to an issue where it was reported.
 - ``{pooloption} name``: one option, with the type and the default that it really has. Each option stands exactly once.
 - ``{programs}``: a table of the programs in examples/, each with the first sentence that it says of itself.
+- ``{states}``: which state of a connection may follow which.
 - ``{picture} file.svg``: a picture inside the page, so that it takes the page's colours, light or dark. With
   ``:optional:`` a file that was not made yet is left out.
 """
@@ -26,6 +27,7 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import directives
 from pool_core import PoolConfig
+from pool_core._slot import CHANGES
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
@@ -175,6 +177,27 @@ def all_options(app: Any, env: Any) -> None:
         logger.warning("the option %s is not documented", missing, location="options")
 
 
+# ---------------------------------------------------------------------------------------------------- states
+
+
+class States(SphinxDirective):
+    """Which state of a connection may follow which: drawn from the table that the tests check."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        names = list(CHANGES)
+        rows = [["from \\ to", *names[1:]]]
+        rows += [[before, *("●" if after in CHANGES[before] else "" for after in names[1:])] for before in names[:-1]]
+        group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in rows[0]), cols=len(rows[0]))
+        for number, row in enumerate(rows):
+            part = nodes.thead if number == 0 else nodes.tbody
+            if number < 2:  # the head, then one body for all the rest
+                group += part()
+            group[-1] += nodes.row("", *(nodes.entry("", nodes.paragraph("", cell)) for cell in row))
+        return [nodes.table("", group, classes=["states"])]
+
+
 # ---------------------------------------------------------------------------------------------------- pictures
 
 
@@ -228,6 +251,7 @@ def setup(app: Any) -> dict[str, bool]:
     app.add_role("issue", Issue())
     app.add_directive("picture", Picture)
     app.add_directive("programs", Programs)
+    app.add_directive("states", States)
     app.add_object_type("pooloption", "pooloption", indextemplate="pair: %s; option", parse_node=parse_option)
     app.connect("env-purge-doc", forget)
     app.connect("html-collect-pages", pages_of_proofs)

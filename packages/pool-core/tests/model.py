@@ -114,7 +114,10 @@ class World:
 
     def give_back(self, slot: Slot[Conn], how: int) -> bool:
         """End a lease with the manager's verdict, as the shell does."""
-        return self.state.give_back(slot, self.now, how | (BROKEN if slot.conn.broken else 0))
+        how |= BROKEN if slot.conn.broken else 0
+        if not how and slot.mark is None and self.state.plain:
+            return self.state.pass_on(slot, self.now)
+        return self.state.give_back(slot, self.now, how)
 
     def operations(self) -> list[tuple[Any, ...]]:
         """Everything that may happen now."""

@@ -101,7 +101,7 @@ def test_adapters_use_public_names_of_the_core_only(path: Path) -> None:
 def test_importing_the_pool_is_cheap() -> None:
     """At most 25 modules on top of asyncio, 15 of them foreign; the events' classes only for those who ask for one."""
     code = (
-        "import sys, asyncio; before = set(sys.modules); import pool_core; made = set(sys.modules) - before;"
+        "import sys, asyncio; before = set(sys.modules); import pool_core; pool_core.Pool; made = set(sys.modules) - before;"
         "print(len(made), len([name for name in made if not name.startswith('pool_core')]));"
         "assert 'pool_core._events' not in sys.modules; pool_core.Connected"
     )
@@ -109,6 +109,15 @@ def test_importing_the_pool_is_cheap() -> None:
     total, foreign = map(int, done.stdout.split())
     assert total <= 25
     assert foreign <= 15
+
+
+def test_the_face_needs_no_asyncio_before_somebody_asks_for_a_pool() -> None:
+    """A program of threads shares errors, options and managers with it."""
+    code = (
+        "import sys, pool_core; pool_core.PoolConfig, pool_core.PoolTimeout, pool_core.Connected;"
+        "assert 'asyncio' not in sys.modules; from pool_core import Pool; assert 'asyncio' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_face_is_nothing_but_names() -> None:

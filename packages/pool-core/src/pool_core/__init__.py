@@ -18,7 +18,6 @@ from ._errors import (
     ReplaceConnection,
     WrongEventLoop,
 )
-from ._lease import DedicatedConnection, PooledConnection
 from ._manager import (
     ConnectionCustomizer,
     ConnectionManager,
@@ -29,7 +28,6 @@ from ._manager import (
     SupportsTransient,
     Verdict,
 )
-from ._pool import Pool
 from ._statistics import CloseReason, Holder, State, Statistics
 
 if TYPE_CHECKING:
@@ -44,6 +42,8 @@ if TYPE_CHECKING:
         ResetFailed,
         TimedOut,
     )
+    from ._lease import DedicatedConnection, PooledConnection
+    from ._pool import Pool
 
 __all__ = [
     "BrokenConnection",
@@ -91,12 +91,24 @@ __all__ = [
 if not TYPE_CHECKING:  # pragma: no branch - for type checkers a module with __getattr__ has every name
 
     def __getattr__(name: str) -> Any:
-        if name in __all__:  # an event: all other names are here
+        """Import what needs asyncio, and the events, for those who ask: a program of threads does without."""
+        if name == "Pool":
+            from . import _pool
+
+            found = _pool.Pool
+        elif name in ("PooledConnection", "DedicatedConnection"):
+            from . import _lease
+
+            found = getattr(_lease, name)
+        elif name in __all__:  # an event: all other names are here
             from . import _events
 
-            return getattr(_events, name)
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
+            found = getattr(_events, name)
+        else:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        globals()[name] = found
+        return found
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

@@ -91,9 +91,11 @@ class Gets(Generic[C]):
         self._shell = shell
         self._state = shell.state
         self._life = shell.life
+        self._counters = shell.state.counters
         self.prepares = (
             shell.calls.on_checkout is not None
         )  # each get runs a hook before its borrower has the connection
+        self._limit = inf if shell.config.connection_timeout is None else shell.config.connection_timeout
         self._blocked = 0  # holders that waited themselves when that was last counted
         self._next_count = -inf
 
@@ -126,9 +128,7 @@ class Gets(Generic[C]):
                 if state.observed:
                     self._observe(slot, 0.0)
                 return slot
-        limit = shell.config.connection_timeout if timeout is None else timeout
-        if limit is None:
-            limit = inf
+        limit = self._limit if timeout is None else timeout
         if limit == 0:
             raise self._timed_out(self.describe(None), 0.0, 0.0)
         waiter: GetWaiter[C] = GetWaiter(Future(loop=loop), task, now, limit, timeout is None)
@@ -136,21 +136,21 @@ class Gets(Generic[C]):
         if state.work or state.agenda.due < shell.alarm.at or not state.plain:
             shell.turn()  # even if it was not accepted: it may have been time to do something for others
         if not accepted:
-            state.counters.gets_failed += 1
+            self._counters.gets_failed += 1
             raise messages.overloaded(state)
-        state.counters.waiting += 1
+        self._counters.waiting += 1
         return waiter
 
     def cancelled(self, waiter: GetWaiter[C]) -> None:
         """A get was cancelled while it waited, perhaps in the tick of the hand-off."""
         if not waiter.future.get_loop().is_closed():  # what a dead loop leaves behind bury() counts
-            self._state.counters.waiting -= 1
-            self._state.counters.gets_cancelled += 1
+            self._counters.waiting -= 1
+            self._counters.gets_cancelled += 1
             self._left(waiter)
 
     def served(self, waiter: GetWaiter[C], answer: Slot[C] | Failure | Picture) -> Slot[C]:
         """End the waiting of a get that was answered: its connection, or what it raises."""
-        counters = self._state.counters
+        counters = self._counters
         counters.waiting -= 1
         if type(answer) is Slot:
             if answer.holder is not None or answer in self._state.slots:
@@ -220,7 +220,7 @@ class Gets(Generic[C]):
         try:
             self._life.check_open()
         except PoolClosed:
-            self._state.counters.gets_failed += 1
+            self._counters.gets_failed += 1
             raise
         return current_task(self._life.loop)
 
@@ -296,7 +296,7 @@ class Gets(Generic[C]):
     def describe(self, waiter: GetWaiter[C] | None) -> Picture:
         """Take a picture of the pool for a get whose time is up."""
         now = self._shell.now()
-        return messages.describe(self._state, self._state.phase(waiter), now, self._blocked_holders(now))
+        return messages.describe(self._state, messages.phase_of(self._state, waiter), now, self._blocked_holders(now))
 
     def _blocked_holders(self, now: float) -> int:
         if now >= self._next_count:
@@ -307,7 +307,7 @@ class Gets(Generic[C]):
 
     def _timed_out(self, seen: Picture, waited: float, limit: float) -> PoolTimeout:
         shell = self._shell
-        self._state.counters.gets_timed_out += 1
+        self._counters.gets_timed_out += 1
         if shell.hooks.listeners:
             shell.hooks.emit(shell.events().TimedOut(limit))
             shell.hooks.tell()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ._errors import PoolError
 from ._messages import label
-from ._slot import DISCARD, IDLE, LENT, RAISED, Slot
+from ._slot import BROKEN, DISCARD, IDLE, LENT, RAISED, Slot
 from ._statistics import CloseReason
 
 if TYPE_CHECKING:
@@ -78,12 +78,12 @@ class PooledConnection(Generic[C]):
                     return conn
             except BaseException as error:  # noqa: BLE001 - raising means broken, also where its answer has no truth
                 raised = error
-            pool._shell.gets.found_broken(slot, raised)
+            pool._gets.found_broken(slot, raised)
         elif self._slot is not _NEW:  # acquired by `await` already
             pool._shell.life.check_loop()
             return self.conn
         # What Gets.acquire does, less a coroutine: in a busy pool a thousand wait here.
-        gets = pool._shell.gets
+        gets = pool._gets
         if gets.prepares:
             self._slot = await gets.acquire(self._timeout)
             return self.conn
@@ -110,8 +110,8 @@ class PooledConnection(Generic[C]):
                 try:
                     broken = True if pool._has_broken(slot.conn) else False  # noqa: SIM210 - bool() costs a call
                 except BaseException as raised:  # noqa: BLE001 - raising means broken
-                    pool._shell.give_back(slot, 0, raised)
-                    return
+                    pool._shell.calls.broken_by(raised)
+                    broken = True
                 if not broken:
                     if pool._reset is None or pool._shell.wipe(slot):
                         slot.holder = None
@@ -119,8 +119,10 @@ class PooledConnection(Generic[C]):
                         slot.stamp = state.tick
                         state.fresh.append(slot)
                     return
-            elif state.plain:
-                pool._shell.give_back(slot)
+                pool._shell.give_back(slot, BROKEN)
+                return
+            if state.plain:
+                pool._shell.pass_on(slot)
                 return
         if slot is not _OVER and slot is not _NEW:
             shell, life = pool._shell, pool._shell.life
@@ -140,7 +142,7 @@ class PooledConnection(Generic[C]):
         if self._slot is not _NEW:
             msg = "this lease was acquired already: call pool.get() again for another connection"
             raise PoolError(msg)
-        return self._own(await self._pool._shell.gets.acquire(self._timeout))
+        return self._own(await self._pool._gets.acquire(self._timeout))
 
     def _own(self, slot: Slot[C]) -> PooledConnection[C]:
         """Take a connection that was acquired, without an `async with` to end it."""

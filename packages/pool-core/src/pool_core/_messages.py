@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ._config import PoolConfig
     from ._errors import Phase
+    from ._slot import Waiter
     from ._state import PoolState
     from ._statistics import State
 
@@ -45,6 +46,13 @@ def numbers(state: PoolState[Any]) -> str:
     passing = ((what, getattr(now, what)) for what in ("opening", "validating", "resetting", "closing"))
     counts += [f"{count} {what}" for what, count in passing if count]
     return ", ".join([*counts, f"{now.waiting} waiting"])
+
+
+def phase_of(state: PoolState[Any], waiter: Waiter[Any] | None) -> Phase:
+    """What a get is waiting for: its own test, a connect or a back-off, or its turn."""
+    if waiter is not None and waiter.test is not None:
+        return "validate"
+    return "connect" if state.connects or state.connects.failures else "queue"
 
 
 def describe(state: PoolState[Any], phase: Phase, now: float, blocked: int) -> Picture:

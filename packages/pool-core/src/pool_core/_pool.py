@@ -50,7 +50,7 @@ class Pool(Generic[C]):
         ValueError, TypeError: an option or the manager is not what it must be; the text says what is allowed.
     """
 
-    __slots__ = ("__weakref__", "_blocks", "_has_broken", "_loop", "_reset", "_shell", "_state", "_thread")
+    __slots__ = ("__weakref__", "_blocks", "_gets", "_has_broken", "_loop", "_reset", "_shell", "_state", "_thread")
 
     def __init__(self, manager: ConnectionManager[C], /, **options: Unpack[PoolOptions[C]]) -> None:
         check_names(options)
@@ -59,6 +59,7 @@ class Pool(Generic[C]):
         self._shell = Shell(manager, config)
         # What the warm path needs stands one step away.
         self._state = self._shell.state
+        self._gets = self._shell.gets
         self._has_broken = self._shell.calls.has_broken
         self._reset = self._shell.calls.reset
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -168,7 +169,7 @@ class Pool(Generic[C]):
 
     async def try_get(self) -> PooledConnection[C] | None:
         """Get an idle connection, tested if it must be, or None: never waits for a return and never connects."""
-        slot = await self._shell.gets.try_acquire()
+        slot = await self._gets.try_acquire()
         return None if slot is None else PooledConnection(self, None)._own(slot)
 
     def dedicated_connection(self) -> DedicatedConnection[C]:

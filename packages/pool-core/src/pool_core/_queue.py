@@ -44,12 +44,9 @@ class Queue(Generic[C]):
         self.due = inf  # not later than the first deadline of those with the default time-out
         self.left_at = -inf  # when somebody gave up last
 
-    def add(self, waiter: Waiter[C]) -> None:
-        """Queue one more."""
-        waiter.queued = True
-        self.waiters.append(waiter)
-        self.live += 1
-        if waiter.patient:  # those stand in the order of their deadlines
+    def set_time_limit(self, waiter: Waiter[C]) -> None:
+        """Remember when its time is up. Those with the default time-out stand in the order of their deadlines."""
+        if waiter.patient:
             if waiter.deadline < self.due:
                 self.due = waiter.deadline
         elif waiter.deadline != inf:
@@ -111,22 +108,27 @@ class Queue(Generic[C]):
                 continue
             waiter.queued = False
             self.live -= 1
-            self.tries -= waiter.idle_only
+            if waiter.idle_only:
+                self.tries -= 1
             waiter.direct = waiter is tested_for
             slot.holder = waiter.task
             slot.state = LENT
             slot.stamp = now
             if waiter.offer(slot):
-                approval, test = waiter.approval, waiter.test
-                if approval is not None:
-                    approval.waiter = waiter.approval = None
-                if test is not None:
-                    test.waiter = waiter.test = None
-                if approval is not None or test is not None:
-                    self.pass_on()
+                if waiter.approval is not None or waiter.test is not None:
+                    self._leave_to_others(waiter)
                 return True
             self.orphan(waiter)  # cancelled in this tick
         return False
+
+    def _leave_to_others(self, waiter: Waiter[C]) -> None:
+        """One was served otherwise: what was begun for it helps the next one."""
+        approval, test = waiter.approval, waiter.test
+        if approval is not None:
+            approval.waiter = waiter.approval = None
+        if test is not None:
+            test.waiter = waiter.test = None
+        self.pass_on()
 
     def pass_on(self) -> None:
         """Give connects and tests whose waiter was served otherwise to the first ones without."""

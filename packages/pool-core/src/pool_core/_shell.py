@@ -103,7 +103,7 @@ class Shell(Generic[C]):
             late = state.queue.overdue(now)
             pictures: dict[str, messages.Picture] = {}  # one for all of a kind: a hundred thousand may end at once
             for waiter in cast("list[GetWaiter[C]]", late):
-                phase = state.phase(waiter)
+                phase = messages.phase_of(state, waiter)
                 if phase not in pictures:
                     pictures[phase] = self.gets.describe(waiter)
                 waiter.end(pictures[phase])
@@ -269,38 +269,40 @@ class Shell(Generic[C]):
 
     def returned(self, slot: Slot[C], now: float, how: int) -> bool:
         """Ask whether it is broken, and tell the state that a lease ended. True: it is to be wiped."""
-        if slot in self.state.slots and self.calls.is_broken(slot.conn):
+        if not how & BROKEN and slot in self.state.slots and self.calls.is_broken(slot.conn):
             how |= BROKEN
         return self.state.give_back(slot, now, how)
 
-    def give_back(self, slot: Slot[C], how: int = 0, error: BaseException | None = None) -> None:
-        """End a lease: bookkeeping now; the wiping and closing go on in tasks of the pool's own."""
+    def pass_on(self, slot: Slot[C]) -> None:
+        """End a lease that ended well, in a plain pool: mostly, somebody waits for its connection."""
         state = self.state
-        loop = self.life.loop
-        if how and loop.is_closed():  # a block that was thrown away after its loop
-            self.reclaim(slot)
-            return
-        now = loop.time()
-        if slot.mark is not None or not state.plain:
-            if slot not in state.slots:
-                return  # close() has terminated it
-            if self.hooks.listeners:
-                self.hooks.emit(self.events().CheckedIn(slot.id, now - slot.stamp))
-        if error is not None:
-            how |= BROKEN
+        now = self.life.loop.time()
+        try:
+            broken = True if self.calls.has_broken(slot.conn) else False  # noqa: SIM210 - bool() costs a call
+        except BaseException as error:  # noqa: BLE001 - raising means broken
             self.calls.broken_by(error)
-        else:
-            try:
-                if self.calls.has_broken(slot.conn):
-                    how |= BROKEN
-            except BaseException as raised:  # noqa: BLE001 - raising means broken
-                how |= BROKEN
-                self.calls.broken_by(raised)
-        if state.give_back(slot, now, how) and self._wipe(slot, now):
+            broken = True
+        if broken:
+            state.give_back(slot, now, BROKEN)
+        elif state.pass_on(slot, now) and self._wipe(slot, now):
             state.restock(slot, now)
-        # A plain pool has no listeners, and what is reported comes with work.
         if state.work or state.agenda.due < self.alarm.at or not state.plain:
             self.turn()
+
+    def give_back(self, slot: Slot[C], how: int = 0) -> None:
+        """End a lease: bookkeeping now; the wiping and closing go on in tasks of the pool's own."""
+        state = self.state
+        if how and self.life.loop.is_closed():  # a block that was thrown away after its loop
+            self.reclaim(slot)
+            return
+        if slot not in state.slots:
+            return  # close() has terminated it
+        now = self.now()
+        if self.hooks.listeners:
+            self.hooks.emit(self.events().CheckedIn(slot.id, now - slot.stamp))
+        if self.returned(slot, now, how) and self._wipe(slot, now):
+            state.restock(slot, now)
+        self.turn()
 
     def give_back_raised(self, slot: Slot[C], how: int, error: BaseException | None) -> None:
         """End a lease in which something was raised: the manager may judge what it means."""

@@ -66,7 +66,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
     from ._config import PoolConfig
-    from ._errors import Phase
     from ._statistics import State
 
 C = TypeVar("C")
@@ -106,6 +105,7 @@ class PoolState(Generic[C]):
         "resetting",
         "slots",
         "slow",
+        "stale",
         "starting",
         "supply",
         "tick",
@@ -124,7 +124,7 @@ class PoolState(Generic[C]):
 
         self.slots: dict[Slot[C], None] = {}  # ordered, and half the size of a set
         self.idle: Idle[C] = Idle()
-        self.fresh = self.idle.fresh  # for the warm path
+        self.fresh, self.stale = self.idle.fresh, self.idle.stale  # one step nearer for the hot paths
         self.validating: Trials[C] = Trials()
         self.resetting: Trials[C] = Trials()
         self.closing: set[Slot[C]] = set()
@@ -236,11 +236,14 @@ class PoolState(Generic[C]):
     def enqueue(self, waiter: Waiter[C], now: float) -> bool:
         """Queue a get that found nothing to lend, and start what would help it. False: ``max_waiting`` is reached."""
         queue, agenda = self.queue, self.agenda
-        queue.add(waiter)
-        if waiter.deadline < agenda.due:
-            agenda.due = waiter.deadline
+        waiter.queued = True
+        queue.waiters.append(waiter)
+        queue.live += 1
+        if not waiter.patient or waiter.deadline < queue.due:
+            queue.set_time_limit(waiter)
+            agenda.by(waiter.deadline)
         if len(self.slots) >= self.max_size and not (
-            self.idle.stale or self.validating or self.connects.failures or self._bounded
+            self.stale or self.validating or self.connects.failures or self._bounded
         ):  # nothing could help it but a return, as is common in a busy pool
             self.tick = now
             self.slow, self.floor = True, CLOSED
@@ -264,12 +267,6 @@ class PoolState(Generic[C]):
         """Begin nothing for waiters that are cancelled already, nor for min_idle: the event loop is about to end."""
         self.paused = True
         self.queue.forget_the_gone()
-
-    def phase(self, waiter: Waiter[C] | None) -> Phase:
-        """What a get is waiting for: its own test, a connect or a back-off, or its turn."""
-        if waiter is not None and waiter.test is not None:
-            return "validate"
-        return "connect" if self.connects or self.connects.failures else "queue"
 
     # -- opening
 
@@ -387,26 +384,28 @@ class PoolState(Generic[C]):
 
     def give_back(self, slot: Slot[C], now: float, how: int = 0) -> bool:
         """End a lease. True: the connection stays; wipe it and call ``restock``."""
-        if how or slot.mark is not None or not self.plain:
-            if slot not in self.slots:
-                return False  # close() has terminated it
-            if how & RAISED:
-                slot.suspect = True
-            if how & BROKEN:
-                # Compare with when it was lent: those lent before a sweep tell nothing new by being dead.
-                self._dead(slot, CloseReason.BROKEN, now)
-            elif (reason := self._retired(slot, now, discard=how & DISCARD != 0)) is not None:
-                self.close_one(slot, reason)
-            elif self.wipes and not how & UNUSED:
-                return True
-            else:
-                self._stock(slot, now, proven=how & UNUSED != 0)
-            self._serve(now)
-            return False
+        if slot not in self.slots:
+            return False  # close() has terminated it
+        if how & RAISED:
+            slot.suspect = True
+        if how & BROKEN:
+            # Compare with when it was lent: those lent before a sweep tell nothing new by being dead.
+            self._dead(slot, CloseReason.BROKEN, now)
+        elif (reason := self._retired(slot, now, discard=how & DISCARD != 0)) is not None:
+            self.close_one(slot, reason)
+        elif self.wipes and not how & UNUSED:
+            return True
+        else:
+            self._stock(slot, now, proven=how & UNUSED != 0)
+        self._serve(now)
+        return False
+
+    def pass_on(self, slot: Slot[C], now: float) -> bool:
+        """End a lease that ended well, in a plain pool, of a connection without a mark: ``give_back``, the short way."""
         if self.wipes:
             return True
-        slot.stamp = now
-        if not (self.queue.live and self.queue.hand(slot, now)):
+        queue = self.queue
+        if not (queue.live and queue.hand(slot, now)):
             self.restock(slot, now)
         return False
 
