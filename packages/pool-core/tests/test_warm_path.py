@@ -205,7 +205,7 @@ def both_ways(steps: list[Step], options: dict[str, Any], scripts: dict[str, Any
         assert warm == cold
 
 
-@settings(max_examples=450, deadline=None, derandomize=True, database=None)
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
 @given(
     steps=steps(CALM + KILLS + ["wait"] * 2),
     options=options(max_lifetime=st.sampled_from([None, None, 40 * BEAT]), max_uses=st.sampled_from([*[None] * 8, 3])),
