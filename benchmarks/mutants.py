@@ -42,14 +42,17 @@ CORE = Path("packages/pool-core/src/pool_core")
 TESTS = "packages/pool-core/tests"
 IGNORED = shutil.ignore_patterns(".*", "__pycache__", "results", "_build", "dist")
 SLOW = ("test_state_walk.py", "test_state_machine.py", "test_storms.py")
-"""These meet nearly every line and take long, so they run last."""
+"""These meet nearly every line and take long, so they run last, in this order."""
 
 FIRST = 40
 """Tests in the first run of a mutant."""
 SIBLINGS, NEIGHBOURS = 3, 8
 """How many parameters of one test function, and how many tests of one file, may be among them."""
-FIRST_SECONDS, ALL_SECONDS = 5.0, 60.0
-"""How long the tests of a run take without a mutant, at most."""
+FIRST_SECONDS = 5.0
+REST_SECONDS, SLOW_SECONDS = 30.0, 60.0
+"""How long the tests of a run may take without a mutant. Measured under coverage; they need half of it."""
+WALK = {"POOL_WALK_STATES": "500"}
+"""Each walk is shorter than usual, so that all of them fit."""
 
 
 # --- mutants ----------------------------------------------------------------------------------------------------------
@@ -303,7 +306,7 @@ class Tree:
         with subprocess.Popen(
             [sys.executable, "-m", "pytest", f"@{self.arguments}"],
             cwd=self.path,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sources), **variables},
+            env={**os.environ, **WALK, "PYTHONPATH": os.pathsep.join(sources), **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -349,7 +352,7 @@ class Tests:
         tests = tests or lines.get(mutant.statement, set())
         if "" in tests:  # the import runs it
             tests = set().union(*lines.values())
-        return sorted(tests & self.seconds.keys(), key=lambda test: (_is_slow(test), self.cost(test), test))
+        return sorted(tests & self.seconds.keys(), key=lambda test: (_slowness(test), self.cost(test), test))
 
     def cost(self, test: str) -> float:
         """Seconds, and as much for a test that covers two thousand lines: it is less likely to look at this one."""
@@ -363,18 +366,18 @@ class Tests:
         for test in tests:
             file, function = _file(test), test.split("[")[0]
             near = taken[function] >= SIBLINGS or taken[file] >= NEIGHBOURS
-            if not (near or _is_slow(test)) and self.seconds[test] <= left:
+            if not (near or _slowness(test)) and self.seconds[test] <= left:
                 taken.update((function, file))
                 left -= self.seconds[test]
                 chosen.append(test)
         return chosen[:FIRST]
 
     def rest(self, tests: Iterable[str], first: Iterable[str]) -> list[str]:
-        """As many others as fit into the time; half of it is for the slow ones."""
+        """As many others as fit into the time."""
         chosen = []
-        left = dict.fromkeys((False, True), ALL_SECONDS / 2)
+        left = {False: REST_SECONDS, True: SLOW_SECONDS}
         for test in (test for test in tests if test not in set(first)):
-            slow = _is_slow(test)
+            slow = _slowness(test) > 0
             if self.seconds[test] <= left[slow]:
                 left[slow] -= self.seconds[test]
                 chosen.append(test)
@@ -385,8 +388,10 @@ def _file(test: str) -> str:
     return test.split("::", maxsplit=1)[0]
 
 
-def _is_slow(test: str) -> bool:
-    return _file(test).endswith(SLOW)
+def _slowness(test: str) -> int:
+    """0: it is not one of the slow ones; else its place among them."""
+    name = Path(_file(test)).name
+    return 1 + SLOW.index(name) if name in SLOW else 0
 
 
 def _collect(tree: Tree, coverage: Path) -> dict[str, float]:
