@@ -8,93 +8,228 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pool_core import Pool, PoolTimeout, QueueStrategy
-from pool_core.testing import ScriptedManager, run
+from pool_core import CheckedOut, Event, Pool, PoolError, QueueStrategy
+from pool_core.testing import OK, Call, Delay, FakeConnection, ScriptedManager, Steps, run, settle
 
 from .helpers import books, hold, virtual
 
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["get", "get", "get", "give", "give", "raise", "break", "kill", "sleep", "evict", "resize"]),
-        st.integers(0, 9),
-    ),
-    max_size=40,
+BEAT = 1 / 16
+"""The warm path's clock in the pools below: an eighth of ``alive_bypass``. Binary, so that sums of it are exact."""
+TICK = 1 / 2048
+"""So short that all waits of a history end well below ``alive_bypass``, but for the long ones."""
+WAITS = [0, 1, 1, 1, 2, 2, 3, 4, 5, 6, 9]
+LONG = 2.0
+"""Seconds, well beyond ``alive_bypass``."""
+STEPS_MOST = 50
+
+Step = tuple[str, int, str]
+
+CALM = ["wait", "wait", "dirty", "raise", "cancel", "evict", "resize", "lease", *["get"] * 7, *["leave"] * 9]
+KILLS = ["leave broken", "break idle", "break in use", "die"]
+
+
+def steps(acts: list[str]) -> st.SearchStrategy[list[Step]]:
+    """Draw what happens to a pool: an act, a number that says to whom or how much, and what runs before the next act."""
+    pause = st.sampled_from(["settle", "settle", "settle", "turn", "nothing"])
+    return st.lists(st.tuples(st.sampled_from(acts), st.integers(0, 11), pause), min_size=15, max_size=STEPS_MOST)
+
+
+def options(**more: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Draw the options of a pool whose warm path is open; the clock of each beats once a ``BEAT``."""
+    return st.fixed_dictionaries(
+        {
+            "max_size": st.integers(1, 5),
+            "min_idle": st.sampled_from([0, 0, 1, 2]),
+            "queue_strategy": st.sampled_from(QueueStrategy),
+            "max_waiting": st.sampled_from([None, None, 1]),
+            "discard_on_exception": st.booleans(),
+            **more,
+        }
+    )
+
+
+CHECKED = st.sampled_from(
+    [
+        *[{"alive_bypass": 8 * BEAT}] * 4,
+        *[{"alive_bypass": 8 * BEAT, "idle_timeout": 12 * BEAT}] * 2,
+        *[{"test_on_check_out": False, "idle_timeout": 8 * BEAT}] * 4,
+        {"alive_bypass": 0},
+    ]
 )
+"""How connections are validated; ``alive_bypass=0`` has no warm path."""
 
 
-async def history(
-    steps: list[tuple[str, int]], *, observed: bool, options: dict[str, Any]
-) -> tuple[list[Any], Pool[Any]]:
-    """Run the same steps; with a listener every get and return takes the slow path."""
-    listeners = [lambda _: None] if observed else []
-    manager = ScriptedManager()
-    seen: list[Any] = []
-    pool = Pool(manager, listeners=listeners, max_lifetime=None, error_sink=lambda _: None, **options)
-    await pool.open()
-    base = 0
-    held: list[Any] = []
-    for step, number in steps:
-        if step == "get":
-            lease = pool.get(timeout=0.01)
-            try:
-                conn = await lease.__aenter__()
-            except PoolTimeout:
-                seen.append("timeout")
-            else:
-                held.append((lease, conn))
-                seen.append(conn.id - base)
-        elif step in ("give", "raise", "break") and held:
-            lease, conn = held.pop(number % len(held))
-            conn.broken = conn.broken or step == "break"
-            await lease.__aexit__(KeyError if step == "raise" else None, None, None)
-        elif step == "kill":
-            if manager.connections:
-                manager.connections[number % len(manager.connections)].broken = True
-        elif step == "sleep":
-            await asyncio.sleep(number / 8)
-        elif step == "evict":
-            third = number % 3
-            pool.evict(lambda conn: conn.id % 3 == third)  # noqa: B023
-        elif step == "resize":
-            pool.resize(max_size=max(options["min_idle"], 1 + number % 4))
-        await asyncio.sleep(0.001)
-        now = pool.state()
-        totals = now.statistics
-        books(pool)
-        seen.append((now.idle, now.in_use, totals.gets_direct, totals.gets_waited, len(manager.calls("is_valid"))))
-    for lease, _ in held:
-        await lease.__aexit__(None, None, None)
-    await pool.close()
-    seen.append(dict(pool.state().statistics.connections_closed))
-    return seen, pool
+def raises(conn: FakeConnection) -> object:
+    """Script has_broken so that it raises where it would be true: the same to the pool."""
+    return RuntimeError("the driver is at its end") if conn.broken else OK
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    steps=STEPS,
-    max_size=st.integers(1, 4),
-    min_idle=st.integers(0, 1),
-    fifo=st.booleans(),
-    tests=st.booleans(),
-)
-def test_the_warm_path_equals_the_slow_one(
-    steps: list[tuple[str, int]], max_size: int, min_idle: int, *, fifo: bool, tests: bool
-) -> None:
-    """Whole histories, seen from outside, are the same both ways."""
-    options = {
-        "max_size": max_size,
-        "min_idle": min_idle,
-        "queue_strategy": QueueStrategy.FIFO if fifo else QueueStrategy.LIFO,
-        "test_on_check_out": tests,
+MANAGERS = st.fixed_dictionaries(
+    {
+        "connect": st.sampled_from([OK, Steps(2), Delay(BEAT)]),
+        "is_valid": st.sampled_from([None, Steps(2), Delay(BEAT)]),
+        # Without a script `reset` returns None for a clean connection, and a coroutine for a dirty one.
+        "reset": st.sampled_from(["missing", None, None, Steps(2), Delay(BEAT)]),
+        "has_broken": st.sampled_from([None, None, raises]),
+        "close": st.sampled_from([OK, Steps(3)]),
     }
-    steps = [step for step in steps if step[0] != "kill"]
-    fast, _ = run(lambda: history(steps, observed=False, options=options))
-    slow, _ = run(lambda: history(steps, observed=True, options=options))
-    # The warm path's clock beats eight times in alive_bypass: a test may come one beat early.
-    if not any(step == "sleep" for step, _ in steps):
-        assert fast == slow
-    else:
-        assert [x for x in fast if not isinstance(x, tuple)][-1] == [x for x in slow if not isinstance(x, tuple)][-1]
+)
+
+
+class History:
+    """One pool, its borrowers, and everything that is visible from outside, step by step.
+
+    ``unit``: how many seconds a wait of 1 lasts. With a listener, every get and every return takes the slow path.
+    """
+
+    def __init__(self, options: dict[str, Any], scripts: dict[str, Any], *, unit: float, observed: bool) -> None:
+        given = {method: script for method, script in scripts.items() if script not in (None, "missing")}
+        without = [method for method, script in scripts.items() if script == "missing"]
+        self.manager = ScriptedManager(without=without, **given)
+        self.options = {"max_lifetime": None, **options}
+        self.options["min_idle"] = min(options["min_idle"], options["max_size"])
+        self.observed = observed
+        self.unit = unit
+        self.running: dict[int, asyncio.Task[None]] = {}
+        self.holding: dict[int, tuple[FakeConnection, asyncio.Future[str]]] = {}
+        self.seen: list[Any] = []  # since the last step
+        self.logged = 0
+        self.events: list[Event] = []
+        self.steps: list[list[Any]] = []
+
+    async def run(self, steps: list[Step]) -> list[list[Any]]:
+        """Do the steps, end all that is left, and close the pool."""
+        listeners = [self.events.append] if self.observed else []
+        loop = asyncio.get_running_loop()
+        self.pool: Pool[FakeConnection] = Pool(
+            self.manager, listeners=listeners, error_sink=lambda _: None, lifetime_jitter=0, **self.options
+        )
+        async with self.pool:
+            for number, step in enumerate(steps):
+                if self.unit == TICK:  # two returns at one instant have no order
+                    await asyncio.sleep(TICK)
+                await self.act(number, *step)
+                self.look(number, *step)
+            for task in [*self.running.values()]:
+                task.cancel()
+            await settle()
+        self.look("closed", loop.time())
+        if self.observed:  # none of its gets and returns took the warm path
+            served = self.pool.state().statistics
+            assert sum(type(event) is CheckedOut for event in self.events) == served.gets_direct + served.gets_waited
+        self.manager.check(open=0)
+        return self.steps
+
+    async def act(self, number: int, act: str, pick: int, pause: str) -> None:
+        """One step, and what runs before the next one."""
+        if act == "wait":
+            await asyncio.sleep(WAITS[pick] * self.unit if pick < len(WAITS) else LONG)
+            pause = "settle"  # whatever is due now happens first: what the clock of the warm path does, for one
+        elif act in ("get", "lease"):
+            timeout = [0, 3 * BEAT, None][min(pick % 4, 2)]
+            borrower = self.borrower(number, timeout, awaited=act == "lease")
+            self.running[number] = asyncio.create_task(borrower, name=str(number))
+        elif act == "cancel" and self.running:
+            [*self.running.values()][pick % len(self.running)].cancel()
+        elif act == "evict":
+            self.pool.evict(None if pick == 0 else lambda conn: conn.id % 3 == pick % 3)
+        elif act == "resize":
+            size = 1 + pick % 4
+            self.pool.resize(max_size=size, min_idle=min(self.options["min_idle"], size))
+        elif act == "break idle":
+            in_use = [conn for conn, _ in self.holding.values()]
+            for conn in [conn for conn in self.manager.open if conn not in in_use][: 1 + pick % 3]:
+                conn.broken = True
+        elif act == "die" and self.manager.open:  # its driver has not noticed yet
+            self.manager.open[pick % len(self.manager.open)].dead = True
+        elif self.holding and act in ("leave", "raise", "dirty", "leave broken", "break in use"):
+            conn, left = [*self.holding.values()][pick % len(self.holding)]
+            if act in ("leave broken", "break in use"):
+                conn.broken = True
+            if act != "break in use" and not left.done():
+                left.set_result(act)
+        await {"settle": settle, "turn": lambda: asyncio.sleep(0), "nothing": _nothing}[pause]()
+
+    async def borrower(self, number: int, timeout: float | None, *, awaited: bool) -> None:
+        """Get a connection, and leave its block when and how a step says."""
+        try:
+            lease = self.pool.get(timeout)
+            async with await lease if awaited else lease as conn:
+                self.seen.append(("has", number, conn.id))
+                left = asyncio.get_running_loop().create_future()
+                self.holding[number] = (conn, left)
+                try:
+                    how = await left
+                finally:
+                    del self.holding[number]
+                conn.dirty = conn.dirty or how == "dirty"
+                if how == "raise":
+                    raise KeyError(number)
+        except (PoolError, KeyError, asyncio.CancelledError) as error:
+            self.seen.append((type(error).__name__, number))
+        else:
+            self.seen.append(("left", number))
+        finally:
+            del self.running[number]
+
+    def look(self, *step: Any) -> None:
+        """Note what has changed: who got which connection, each call of the manager and its time, each counter."""
+        books(self.pool)
+        log: list[Call] = []
+        for call in self.manager.log[self.logged :]:
+            # The warm path leaves a connection that it finds broken to the slow path, which asks again.
+            if not (log and call == log[-1] and call.verb == "has_broken" and self.broken(call.connection)):
+                log.append(call)
+        self.logged = len(self.manager.log)
+        seen, self.seen = self.seen, []
+        # Between two beats the warm path knows the time of a hand-off to one beat only.
+        holders = sorted((holder.task, holder.held if self.unit == BEAT else None) for holder in self.pool.holders())
+        self.steps.append([step, seen, log, holders, self.pool.state()])
+
+    def broken(self, number: int) -> bool:
+        """Whether its driver knows that this connection is broken."""
+        return any(conn.broken for conn in self.manager.connections if conn.id == number)
+
+
+async def _nothing() -> None:
+    pass
+
+
+def both_ways(steps: list[Step], options: dict[str, Any], scripts: dict[str, Any], unit: float) -> None:
+    """Whatever is seen of one pool, step by step, is seen of the other one."""
+    fast, slow = (
+        run(lambda: History(options, scripts, unit=unit, observed=observed).run(steps))  # noqa: B023
+        for observed in (False, True)
+    )
+    for warm, cold in zip(fast, slow, strict=True):
+        assert warm == cold
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@given(
+    steps=steps(CALM + KILLS + ["wait"] * 2),
+    options=options(max_lifetime=st.sampled_from([None, None, 40 * BEAT]), max_uses=st.sampled_from([*[None] * 8, 3])),
+    checked=CHECKED,
+    scripts=MANAGERS,
+)
+def test_on_its_beats_the_warm_path_equals_the_slow_one(
+    steps: list[Step], options: dict[str, Any], checked: dict[str, Any], scripts: dict[str, Any]
+) -> None:
+    """All time passes in whole beats, at which the warm path's clock is right: so nothing may differ at all."""
+    both_ways(steps, {**options, **checked, "reap_interval": 16 * BEAT}, scripts, BEAT)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@given(steps=steps(CALM), options=options(), scripts=MANAGERS)
+def test_between_its_beats_the_warm_path_equals_the_slow_one(
+    steps: list[Step], options: dict[str, Any], scripts: dict[str, Any]
+) -> None:
+    """Where the clock is late by less than a beat, no decision depends on it.
+
+    Waits end well below ``alive_bypass``, all together, or well beyond it. No connection dies: two that die within one
+    beat may count as one event, or as two.
+    """
+    both_ways(steps, {**options, "alive_bypass": 8 * BEAT}, scripts, TICK)
 
 
 @virtual
