@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from typing import Any
 
 import pytest
 from pool_core import ConnectError, Pool, PoolTimeout
@@ -438,4 +439,77 @@ async def test_a_call_that_only_terminate_can_end_is_ended_by_it_and_not_abandon
         assert manager.connections[0].state == "terminated"
         assert pool.state().statistics.connections_abandoned == 0
         assert asyncio.all_tasks() == {asyncio.current_task()}
+        books(pool)
+
+
+# -- mistakes of an adapter's author
+
+
+@pytest.mark.parametrize("timeout", [None, 5.0])
+@virtual
+async def test_a_connect_without_return_is_named_at_once(timeout: float | None) -> None:
+    """It is the commonest mistake of an adapter's author, and no waiting heals it."""
+
+    class Forgets(ScriptedManager):
+        async def connect(self) -> Any:
+            await super().connect()
+
+    loop = asyncio.get_running_loop()
+    async with Pool(Forgets(), error_sink=quiet) as pool:
+        with pytest.raises(ConnectError, match="connect must return a connection, not None: is a 'return' missing"):
+            await pool.get(timeout)
+        assert loop.time() == pytest.approx(0, abs=0.01)
+        books(pool)
+    with pytest.raises(TypeError, match="not None"):
+        await Pool(Forgets(), min_idle=1, error_sink=quiet).open()
+
+
+@virtual
+async def test_a_connect_that_is_not_async_is_named_at_once() -> None:
+    """Its connection cannot be awaited."""
+
+    class Plain(ScriptedManager):
+        def connect(self) -> Any:  # type: ignore[override]
+            return FakeConnection(1)
+
+    async with Pool(Plain(), error_sink=quiet) as pool:
+        with pytest.raises(ConnectError, match="connect must be an async method, not one that returns FakeConnection"):
+            await pool.get()
+
+
+# -- connections that never validate
+
+
+@virtual
+async def test_new_connections_that_never_validate_are_braked_like_failing_connects() -> None:
+    """Else each get costs a connect, as fast as they come; the time-out says what is the matter."""
+    manager = ScriptedManager(is_valid=False)
+    async with Pool(manager, max_size=1, alive_bypass=0, connection_timeout=2, error_sink=quiet) as pool:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        while loop.time() < start + 60:
+            with contextlib.suppress(PoolTimeout):
+                await hold(pool)
+        assert len(manager.calls("connect")) <= 60 * 2 + 10
+        with pytest.raises(PoolTimeout, match="failed its first validation"):
+            await pool.get(0.01)
+        manager.script(is_valid=OK)
+        await asyncio.sleep(10)
+        for _ in range(5):
+            await hold(pool)
+        books(pool)
+
+
+@virtual
+async def test_an_outage_that_fails_all_connections_at_once_brakes_nothing() -> None:
+    """Their successors are as good as ever, and wait for nothing."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=10, error_sink=quiet) as pool:
+        await asyncio.gather(*(hold(pool, 0.1) for _ in range(10)))
+        await asyncio.sleep(60)
+        manager.script(is_valid=[False] * 10)
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        await asyncio.gather(*(hold(pool) for _ in range(10)))
+        assert loop.time() == pytest.approx(start, abs=0.01)
         books(pool)

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 
+
+class NoConnectionError(TypeError):
+    """``connect`` gave something else than a connection: a mistake in the adapter, which waiting does not heal."""
+
+
 SILENT = (CloseReason.LEAKED, CloseReason.DETACHED)
 """After these on_close does not run."""
 
@@ -93,6 +98,8 @@ class Calls(Generic[C]):
 
     def is_transient(self, error: BaseException) -> bool:
         """Ask whether waiting may heal a connect error. Raising means that it may."""
+        if isinstance(error, NoConnectionError):
+            return False
         if self._is_transient is None or not isinstance(error, Exception):
             return True
         try:
@@ -120,7 +127,16 @@ class Calls(Generic[C]):
         return self.start(key, self._connect(), "connect", timeout, done)
 
     async def _connect(self) -> C:
-        conn = await self.manager.connect()
+        connecting = self.manager.connect()
+        if not hasattr(connecting, "__await__"):
+            msg = (
+                f"connect must be an async method, not one that returns {type(connecting).__name__}: write 'async def'"
+            )
+            raise NoConnectionError(msg)
+        conn = await connecting
+        if conn is None:
+            msg = "connect must return a connection, not None: is a 'return' missing?"
+            raise NoConnectionError(msg)
         try:
             if self._on_connect is not None and not self.is_broken(conn):
                 await self._on_connect(conn)

@@ -187,6 +187,8 @@ class Shell(Generic[C]):
         if error is not None and not call.cut_off:
             self.hooks.report(error, f"the test of connection #{slot.id} failed, so it is closed")
         valid = error is None and result is True
+        if error is None and not valid:
+            error = ConnectionError("a new connection failed its first validation: is_valid returned False")
         self.state.tested(
             slot,
             self.now(),
@@ -194,6 +196,8 @@ class Shell(Generic[C]):
             broken=valid and self.calls.is_broken(slot.conn),
             timed_out=call.ended,
             terminate=call.cut_off,
+            error=error,
+            jitter=_random(),
         )
 
     def _reset_done(self, slot: Slot[C], call: Call, error: BaseException | None, _: Any) -> None:

@@ -73,6 +73,7 @@ class Slot(Generic[C]):
         "suspect",
         "terminated",
         "uses",
+        "validated",
     )
 
     def __init__(self, conn: C, ident: int, now: float, expires_at: float) -> None:
@@ -90,6 +91,7 @@ class Slot(Generic[C]):
         self.suspect = False  # its borrower gave it back because of an exception: it is tested before its next use
         self.stack: str | None = None
         self.terminated = False
+        self.validated = False  # it has passed a test
 
     def used_at(self) -> float:
         """When it was used last, or validated for a waiter."""

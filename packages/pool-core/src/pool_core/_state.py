@@ -80,6 +80,8 @@ class PoolState(Generic[C]):
     __slots__ = (
         "_bounded",
         "_detects",
+        "_dud_at",
+        "_duds",
         "_next_id",
         "_swept_at",
         "_tests_always",
@@ -139,6 +141,10 @@ class PoolState(Generic[C]):
         self.shut()
         self.generation = 0
         self._swept_at = -inf
+        self._duds = (
+            0  # connections one after the other, each born after the end of the last, that failed their first test
+        )
+        self._dud_at = -inf  # when the last one did
         self.paused = False  # a connect failed with nobody waiting: min_idle waits for the reaper's next look
         self.last_error: BaseException | None = None
         self.configure(config)
@@ -163,7 +169,8 @@ class PoolState(Generic[C]):
         self.starting = starting
         self.paused = False
         self.last_error = None
-        self._swept_at = -inf
+        self._swept_at = self._dud_at = -inf
+        self._duds = 0
         self.connects.succeeded()
         self.extensions.clear()
         self.agenda.clear()
@@ -338,11 +345,18 @@ class PoolState(Generic[C]):
         broken: bool = False,
         timed_out: bool = False,
         terminate: bool = False,
+        error: BaseException | None = None,
+        jitter: float = 0.0,
     ) -> None:
-        """End a test. A valid connection goes, without another test, to the waiter at the head."""
+        """End a test. A valid connection goes, without another test, to the waiter at the head.
+
+        ``error`` says what is wrong with one that is not; ``jitter`` in [0, 1) spreads the retries, should it come to that.
+        """
         waiter = self.validating[slot].waiter
         trial = self.validating.end(slot)
         if not valid:
+            if not slot.validated and slot.born >= self._dud_at:
+                self._dud(now, error, jitter)
             if timed_out and not slot.suspect:
                 # A NAT that dropped this one dropped all that were silent for as long.
                 silent_since = slot.heard_at()
@@ -356,8 +370,7 @@ class PoolState(Generic[C]):
         elif trial.bare or trial.keeps:
             self._unused(slot, trial, now, waiter)
         else:
-            self.validating.last = now - trial.since
-            slot.suspect = False
+            self._passed(slot, trial, now)
             self._stock(slot, now, proven=True, tested_for=waiter)
         if trial.keeps and self.is_open:
             self.agenda.kept(now)
@@ -367,12 +380,30 @@ class PoolState(Generic[C]):
         """It was looked at, which is no use: if nobody wants it, it keeps its place by time of last use."""
         used_at = slot.stamp
         if trial.keeps:
-            self.validating.last = now - trial.since
-            slot.suspect = False
+            self._passed(slot, trial, now)
             slot.kept_at = now
         if not (self.queue.live and self.queue.hand(slot, now, waiter)):
             slot.state, slot.holder, slot.stamp = IDLE, None, used_at
             self.idle.put_back(slot, fresh=trial.bare or self.idle.bypass == inf)
+
+    def _passed(self, slot: Slot[C], trial: Trial[C], now: float) -> None:
+        self.validating.last = now - trial.since
+        slot.suspect = False
+        slot.validated = True
+        self._duds = 0
+
+    def _dud(self, now: float, error: BaseException | None, jitter: float) -> None:
+        """One that never passed a test failed it. If its successor does so too, the next connects are braked.
+
+        Else each get would cost a connect, as fast as they come.
+        """
+        self._dud_at = now
+        self._duds += 1
+        if self._duds > 1:
+            self.last_error = error
+            self.connects.disappointed(now, jitter, self._duds - 1)
+            if not (self.queue.live or self.starting):
+                self.paused = True
 
     def sweep(self, broken: Iterable[Slot[C]]) -> None:
         """These of the idle ones are broken."""

@@ -106,6 +106,12 @@ class Connects(dict[Approval[C], None], Generic[C]):
             self.failures += 1
             self.retry_at = now + jitter * min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** min(self.failures - 1, 8))
 
+    def disappointed(self, now: float, jitter: float, chain: int) -> None:
+        """Back off as after so many failures: connects succeed, and what they bring is of no use."""
+        self.failures = chain - 1
+        self.retry_at = -inf
+        self.failed(now, jitter)
+
     def may_begin(self, now: float) -> bool:
         """Tell whether the back-off lets one begin."""
         return not self.failures or (now >= self.retry_at and all(approval.late for approval in self))
