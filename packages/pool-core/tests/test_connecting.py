@@ -83,6 +83,20 @@ async def test_new_gets_wait_for_the_back_off_and_do_not_restart_it() -> None:
 
 
 @virtual
+async def test_a_probe_keeps_its_two_seconds_when_the_pool_wakes_meanwhile() -> None:
+    """The timeout of another get is no reason to probe a server that is down with two connects at once."""
+    manager = ScriptedManager(connect=[OSError("down"), OSError("down"), NEVER, NEVER])
+    async with Pool(manager, max_size=3, error_sink=quiet) as pool:
+        waiters = [asyncio.create_task(hold(pool, timeout=limit)) for limit in (1.0, 30.0)]
+        await asyncio.sleep(1.5)
+        assert isinstance(waiters[0].exception(), PoolTimeout)
+        assert manager.running["connect"] == 1
+        await asyncio.sleep(2)
+        assert manager.running["connect"] == 2
+        waiters[1].cancel()
+
+
+@virtual
 async def test_where_connects_hang_a_probe_stops_counting_after_two_seconds() -> None:
     """Otherwise one hung probe would keep everybody for all of create_timeout."""
     manager = ScriptedManager(connect=[OSError("down"), NEVER, OK])

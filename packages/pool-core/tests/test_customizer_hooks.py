@@ -58,7 +58,8 @@ async def test_on_checkout_runs_before_each_borrower_has_the_connection() -> Non
         assert lease is not None
         lease.release()
         assert hook.seen == [1, 1, 1, 1]
-        async with pool.get():
+        async with pool.get() as conn:
+            assert conn is manager.connections[0]
             waiter = asyncio.create_task(hold(pool))
             await turns()
         await waiter

@@ -73,6 +73,17 @@ async def test_growing_serves_the_waiters_at_once() -> None:
 
 
 @virtual
+async def test_growing_closes_no_idle_connection() -> None:
+    """Only what is above max_size is surplus."""
+    async with Pool(ScriptedManager(), max_size=3) as pool:
+        await asyncio.gather(*(hold(pool, 0.1) for _ in range(3)))
+        pool.resize(max_size=5)
+        assert pool.state().idle == 3
+        closed(pool)
+        books(pool)
+
+
+@virtual
 async def test_shrinking_closes_idle_ones_now_and_lent_ones_on_return() -> None:
     """Only while open > max_size: closing ones make no further one surplus."""
     async with Pool(ScriptedManager(close=Delay(5)), max_size=6) as pool:
