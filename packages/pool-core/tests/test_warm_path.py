@@ -175,20 +175,12 @@ class History:
     def look(self, *step: Any) -> None:
         """Note what has changed: who got which connection, each call of the manager and its time, each counter."""
         books(self.pool)
-        log: list[Call] = []
-        for call in self.manager.log[self.logged :]:
-            # The warm path leaves a connection that it finds broken to the slow path, which asks again.
-            if not (log and call == log[-1] and call.verb == "has_broken" and self.broken(call.connection)):
-                log.append(call)
+        log = self.manager.log[self.logged :]
         self.logged = len(self.manager.log)
         seen, self.seen = self.seen, []
         # Between two beats the warm path knows the time of a hand-off to one beat only.
         holders = sorted((holder.task, holder.held if self.unit == BEAT else None) for holder in self.pool.holders())
         self.steps.append([step, seen, log, holders, self.pool.state()])
-
-    def broken(self, number: int) -> bool:
-        """Whether its driver knows that this connection is broken."""
-        return any(conn.broken for conn in self.manager.connections if conn.id == number)
 
 
 async def _nothing() -> None:
