@@ -483,7 +483,7 @@ async def test_a_connect_that_is_not_async_is_named_at_once() -> None:
     """Its connection cannot be awaited."""
 
     class Plain(ScriptedManager):
-        def connect(self) -> Any:  # type: ignore[override]
+        def connect(self) -> Any:
             return FakeConnection(1)
 
     async with Pool(Plain(), error_sink=quiet) as pool:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pool_core import CheckedOut, Event, Pool, PoolError, QueueStrategy
-from pool_core.testing import OK, Call, Delay, FakeConnection, ScriptedManager, Steps, run, settle
+from pool_core.testing import OK, Delay, FakeConnection, ScriptedManager, Steps, run, settle
 
 from .helpers import books, hold, virtual
 
