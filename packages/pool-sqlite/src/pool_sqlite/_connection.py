@@ -4,7 +4,7 @@ Everything that aiosqlite does passes through its ``_execute``; here that is one
 statement is interrupted or never begun, and a loop that is gone does not kill the thread. SQLite's authorizer, which
 sees every statement when it is prepared, tells what leaves session state behind.
 
-Privates of aiosqlite used here, and nowhere else in this package: ``_tx``, ``_running``, ``_connection``, ``_connect``,
+Privates of aiosqlite used here, and nowhere else in this package: ``_tx``, ``_thread``, ``_running``, ``_connection``, ``_connect``,
 ``_execute`` and ``_STOP_RUNNING_SENTINEL``. Should a release move ``_execute``, ``watched`` stays False, and the manager
 lends no connection twice.
 """
@@ -12,9 +12,11 @@ lends no connection twice.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import re
 import sqlite3
 import sys
+import time
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
@@ -228,6 +230,8 @@ class WatchedConnection(aiosqlite.Connection):
         refuse_open: bool,
     ) -> None:
         super().__init__(opener, iter_chunk_size)
+        self._thread.daemon = True  # else the interpreter waits for it for ever: see `_end_all`
+        _alive.add(self)
         self._raw: sqlite3.Connection | None = None
         self._test = test_transaction
         self._refuse_open = refuse_open
@@ -585,3 +589,26 @@ def _cleared(method: str) -> tuple[Any, ...]:
         )
         raise sqlite3.ProgrammingError(msg)
     return args
+
+
+_alive: weakref.WeakSet[WatchedConnection] = weakref.WeakSet()
+
+ENDING = 0.5
+"""Seconds that the end of the program grants all connections together to close their databases."""
+
+
+def _end_all() -> None:
+    """The program ends: close what is still open, each in its own thread.
+
+    Without it a thread could be stopped in the middle of a call. One that waits for a lock cannot be interrupted, and is
+    left behind: SQLite rolls back what it had not committed when the file is opened next.
+    """
+    connections = [conn for conn in _alive if conn._thread.is_alive()]
+    for conn in connections:
+        conn.terminate()
+    deadline = time.monotonic() + ENDING
+    for conn in connections:
+        conn._thread.join(max(0.0, deadline - time.monotonic()))
+
+
+atexit.register(_end_all)
