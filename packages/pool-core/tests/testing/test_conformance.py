@@ -90,7 +90,7 @@ def test_an_embedded_database_passes_and_what_does_not_fit_is_skipped_aloud(caps
     ran = {name for name, result in results.items() if result == "ok"}
     assert ran == {
         "protocol", "connect_and_use", "in_a_pool", "cancelled_connect", "cancelled_is_valid", "cancelled_reset",
-        "cancelled_close", "has_broken_is_quick", "session_state", "terminate", "no_leftovers", "two_loops", "fork",
+        "cancelled_close", "has_broken_is_quick", "session_state", "terminate", "no_leftovers", "program_ends", "two_loops", "fork",
     }  # fmt: skip
     assert results["interrupted_request"] == "skipped: the hook slow_request is not given"
     assert results["secrets"] == "skipped: no secrets are given: name the passwords that manager() uses"
@@ -201,7 +201,7 @@ def test_unittest_runs_it_too() -> None:
     suite = unittest.defaultTestLoader.loadTestsFromTestCase(Case)
     with open(os.devnull, "w") as quiet:
         result = unittest.TextTestRunner(stream=quiet).run(suite)
-    assert result.testsRun == 25
+    assert result.testsRun == 26
     assert result.wasSuccessful()
     assert len(result.skipped) == 12
 

@@ -487,6 +487,24 @@ class LeavesTasks(Base):
         return conn
 
 
+class KeepsTheProgram(Base):
+    """Its threads end when the connection is closed, and not before."""
+
+    async def connect(self) -> Any:
+        conn = await super().connect()
+        conn.ended = threading.Event()
+        threading.Thread(target=conn.ended.wait, args=(20,), name="reader").start()
+        return conn
+
+    async def close(self, conn: Any) -> None:
+        conn.ended.set()
+        await super().close(conn)
+
+    def terminate(self, conn: Any) -> None:
+        conn.ended.set()
+        super().terminate(conn)
+
+
 class LeavesThreads(Base):
     stop = threading.Event()
 
@@ -688,6 +706,7 @@ WRONG = [
     (CloseWaitsForEver, "close_is_bounded", "close did not end after two cancels: a pool has to abandon it"),
     (AlwaysValid, "close_is_bounded", "is_valid said True though the server is frozen"),
     (LeavesTasks, "no_leftovers", "tasks are left after close: .*end them in close and terminate"),
+    (KeepsTheProgram, "program_ends", "never ends: Python waits for reader.*Make its threads daemons"),
     (LeavesThreads, "no_leftovers", "threads are left after close: keepalive"),
     (ShowsPassword, "secrets", r"a secret shows in repr\(vars\(\)\) of the manager"),
     (ShowsPasswordInErrors, "secrets", "a secret shows in the error when a wrong password"),

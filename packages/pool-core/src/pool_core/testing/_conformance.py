@@ -20,6 +20,7 @@ import traceback
 import unittest
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures.thread import _threads_queues
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, NoReturn, TypeVar, cast
 
@@ -702,6 +703,20 @@ class ManagerConformance(Generic[C]):
             lab.moment,
             lambda: f"threads are left after close: {_names(_new_threads(threads))}: end them in close and terminate",
         )
+
+    async def check_program_ends(self, lab: Lab[C]) -> None:
+        """A connection that is still open does not keep the program from ending."""
+        threads = set(threading.enumerate())
+        manager = lab.manager()
+        conn = await lab.connect(manager)
+        await self._use(lab, conn, "a new connection")
+        # Python waits for each thread that is no daemon; those of executors it ends by itself.
+        waited_for = {thread for thread in _new_threads(threads) if not thread.daemon and thread not in _threads_queues}
+        if waited_for:
+            _fail(
+                f"a program with an open connection never ends: Python waits for {_names(waited_for)}. "
+                "Make its threads daemons, and end them by atexit if they must not be stopped half-way"
+            )
 
     async def check_secrets(self, lab: Lab[C]) -> None:
         """No password shows in repr, str, vars, errors and logs."""
