@@ -208,11 +208,13 @@ class Gets(Generic[C]):
     def _take(self, task: Any, now: float) -> Slot[C] | None:
         shell, state = self._shell, self._state
         while (slot := state.candidate()) is not None:
-            if not shell.calls.is_broken(slot.conn):
-                state.lend(slot, task, now)
+            if shell.calls.is_broken(slot.conn):
+                state.found_broken(slot, now)
+            elif state.lend(slot, task, now):
                 break
-            state.found_broken(slot, now)
         shell.turn()
+        if slot is None:
+            self._life.check_open()  # what was asked may have closed the pool
         return slot
 
     def _check_get(self) -> asyncio.Task[Any] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ._errors import PoolError
 from ._messages import label
-from ._slot import BROKEN, DISCARD, IDLE, LENT, RAISED, Slot
+from ._slot import DISCARD, IDLE, LENT, RAISED, Slot
 from ._statistics import CloseReason
 
 if TYPE_CHECKING:
@@ -67,17 +67,19 @@ class PooledConnection(Generic[C]):
         ):
             slot = state.pop()
             conn = slot.conn
+            # The books first: has_broken is foreign code, and may close the pool.
+            slot.holder = task
+            slot.state = LENT
+            slot.stamp, last_used = state.tick, slot.stamp
             raised: BaseException | None = None
             try:
                 if not pool._has_broken(conn):
-                    slot.holder = task
-                    slot.state = LENT
-                    slot.stamp = state.tick
                     slot.uses += 1
                     self._slot = slot
                     return conn
             except BaseException as error:  # noqa: BLE001 - raising means broken, also where its answer has no truth
                 raised = error
+            slot.stamp = last_used
             pool._gets.found_broken(slot, raised)
         elif self._slot is not _NEW:  # acquired by `await` already
             pool._shell.life.check_loop()
@@ -105,25 +107,21 @@ class PooledConnection(Generic[C]):
         pool = self._pool
         state = pool._state
         self._slot = _OVER
-        if kind is None and slot.mark is None:
-            if not state.slow:
-                try:
-                    broken = True if pool._has_broken(slot.conn) else False  # noqa: SIM210 - bool() costs a call
-                except BaseException as raised:  # noqa: BLE001 - raising means broken
-                    pool._shell.calls.broken_by(raised)
-                    broken = True
-                if not broken:
-                    if pool._reset is None or pool._shell.wipe(slot):
-                        slot.holder = None
-                        slot.state = IDLE
-                        slot.stamp = state.tick
-                        state.fresh.append(slot)
-                    return
-                pool._shell.give_back(slot, BROKEN)
-                return
-            if state.plain:
-                pool._shell.pass_on(slot)
-                return
+        if kind is None and slot.mark is None and state.plain:
+            try:
+                broken = True if pool._has_broken(slot.conn) else False  # noqa: SIM210 - bool() costs a call
+            except BaseException as raised:  # noqa: BLE001 - raising means broken
+                pool._shell.calls.broken_by(raised)
+                broken = True
+            # Looked at after the question, which may have changed them.
+            if state.slow or broken or slot.mark is not None:
+                pool._shell.pass_on(slot, broken)
+            elif pool._reset is None or pool._shell.wipe(slot):
+                slot.holder = None
+                slot.state = IDLE
+                slot.stamp = state.tick
+                state.fresh.append(slot)
+            return
         if slot is not _OVER and slot is not _NEW:
             shell, life = pool._shell, pool._shell.life
             if life.forked:

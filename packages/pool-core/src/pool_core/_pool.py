@@ -194,6 +194,7 @@ class Pool(Generic[C]):
             shell.hooks.tell()
             msg = f"{label(shell.config)}: the connection to add is broken (has_broken is true): it is yours to close"
             raise BrokenConnection(msg, conn)
+        shell.life.check_open()  # has_broken may have closed it
         if any(slot.conn is conn for slot in shell.state.slots):
             msg = f"{label(shell.config)}: the connection to add is in the pool already"
             raise ValueError(msg)

@@ -45,10 +45,9 @@ class Queue(Generic[C]):
         self.left_at = -inf  # when somebody gave up last
 
     def set_time_limit(self, waiter: Waiter[C]) -> None:
-        """Remember when its time is up. Those with the default time-out stand in the order of their deadlines."""
+        """Remember when its time is up: of those with the default time-out, which stand in order, the first one's."""
         if waiter.patient:
-            if waiter.deadline < self.due:
-                self.due = waiter.deadline
+            self.due = waiter.deadline
         elif waiter.deadline != inf:
             given = self._given
             self._number += 1

@@ -187,13 +187,16 @@ class Shell(Generic[C]):
         if error is not None and not call.cut_off:
             self.hooks.report(error, f"the test of connection #{slot.id} failed, so it is closed")
         valid = error is None and result is True
+        broken = valid and self.calls.is_broken(slot.conn)
+        if slot not in self.state.validating:
+            return  # it was asked, and closed the pool
         if error is None and not valid:
             error = ConnectionError("a new connection failed its first validation: is_valid returned False")
         self.state.tested(
             slot,
             self.now(),
             valid=valid,
-            broken=valid and self.calls.is_broken(slot.conn),
+            broken=broken,
             timed_out=call.ended,
             terminate=call.cut_off,
             error=error,
@@ -206,11 +209,14 @@ class Shell(Generic[C]):
         if call.ended and not call.abandoned:
             error = TimeoutError(f"reset took longer than reset_timeout={self.config.reset_timeout} s")
         replaced = error is not None and self._reset_failed(slot, error)
+        broken = error is None and self.calls.is_broken(slot.conn)
+        if slot not in self.state.resetting:
+            return  # it was asked, and closed the pool
         self.state.reset_done(
             slot,
             self.now(),
             ok=error is None,
-            broken=error is None and self.calls.is_broken(slot.conn),
+            broken=broken,
             timed_out=call.ended or call.cut_off,
             replaced=replaced,
         )
@@ -277,18 +283,15 @@ class Shell(Generic[C]):
             how |= BROKEN
         return self.state.give_back(slot, now, how)
 
-    def pass_on(self, slot: Slot[C]) -> None:
+    def pass_on(self, slot: Slot[C], broken: bool) -> None:
         """End a lease that ended well, in a plain pool: mostly, somebody waits for its connection."""
         state = self.state
         now = self.life.loop.time()
-        try:
-            broken = True if self.calls.has_broken(slot.conn) else False  # noqa: SIM210 - bool() costs a call
-        except BaseException as error:  # noqa: BLE001 - raising means broken
-            self.calls.broken_by(error)
-            broken = True
-        if broken:
-            state.give_back(slot, now, BROKEN)
-        elif state.pass_on(slot, now) and self._wipe(slot, now):
+        if broken or slot.mark is not None or not state.plain:  # has_broken may have called back into the pool
+            to_wipe = state.give_back(slot, now, BROKEN if broken else 0)
+        else:
+            to_wipe = state.pass_on(slot, now)
+        if to_wipe and self._wipe(slot, now):
             state.restock(slot, now)
         if state.work or state.agenda.due < self.alarm.at or not state.plain:
             self.turn()
@@ -319,28 +322,41 @@ class Shell(Generic[C]):
         self.hooks.tell()
 
     def wipe(self, slot: Slot[C]) -> bool:
-        """Wipe what the borrower left behind. True: there is nothing to wipe; else the connection comes back later."""
-        clean = self._wipe(slot, self.now())
-        if self.hooks.waiting or (not clean and (self.state.work or self.state.agenda.due < self.alarm.at)):
+        """Wipe what the borrower left behind. True: it is clean, and idle by the caller; else the pool sees to it."""
+        state = self.state
+        now = self.now()
+        clean = self._wipe(slot, now)
+        if clean and (slot.mark is not None or state.slow):  # what was asked has called back into the pool
+            clean = False
+            state.restock(slot, now)
+        if self.hooks.waiting or (not clean and (state.work or state.agenda.due < self.alarm.at or state.slow)):
             self.turn()
         return clean
 
     def _wipe(self, slot: Slot[C], now: float) -> bool:
-        calls = self.calls
+        """True: there is nothing to wipe, or it is done. Else the connection comes back later, or is gone."""
+        calls, state = self.calls, self.state
         assert calls.reset is not None
         if calls.is_clean(slot.conn):
             return True
+        failure = wiping = None
         try:
             wiping = calls.reset(slot.conn)
         except BaseException as error:  # noqa: BLE001 - whatever an adapter raises
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 self.hooks.interrupt = error
-            replaced = self._reset_failed(slot, error)
-            self.state.reset_failed(slot, now, replaced=replaced)
+            failure = error
+        if slot not in state.slots:  # it was asked, and closed the pool
+            if isinstance(wiping, CoroutineType):
+                wiping.close()
+            return False
+        if failure is not None:
+            replaced = self._reset_failed(slot, failure)
+            state.reset_failed(slot, now, replaced=replaced)
             return False
         if wiping is None:
             return True
-        self.state.begin_reset(slot, now)
+        state.begin_reset(slot, now)
         plain = calls.on_reset is None and isinstance(wiping, CoroutineType)
         coro = cast("CoroutineType[Any, Any, None]", wiping) if plain else calls.finish_reset(wiping, slot.conn)
         calls.start(slot, coro, "reset", self.config.reset_timeout, self._reset_done)

@@ -228,17 +228,24 @@ class PoolState(Generic[C]):
         idle = self.idle
         return idle.pop() if idle.fresh and not idle.stale_first() else None
 
-    def lend(self, slot: Slot[C], holder: Any, now: float) -> None:
-        """Lend the candidate. The holder is the shell's business; deadlock detection compares it with the waiters'."""
+    def lend(self, slot: Slot[C], holder: Any, now: float) -> bool:
+        """Lend the candidate. False: it went away while it was asked for.
+
+        The holder is the shell's business; deadlock detection compares it with the waiters'.
+        """
+        if slot not in self.slots:
+            return False
         slot.state = LENT
         slot.holder = holder
         slot.stamp = now
         self.supply.top_up(now)
+        return True
 
     def found_broken(self, slot: Slot[C], now: float) -> None:
         """This one, which was just taken out to be lent, is broken."""
-        self._dead(slot, CloseReason.BROKEN, now)
-        self._serve(now)
+        if slot in self.slots:
+            self._dead(slot, CloseReason.BROKEN, now)
+            self._serve(now)
 
     def enqueue(self, waiter: Waiter[C], now: float) -> bool:
         """Queue a get that found nothing to lend, and start what would help it. False: ``max_waiting`` is reached."""
@@ -442,6 +449,11 @@ class PoolState(Generic[C]):
 
     def restock(self, slot: Slot[C], now: float) -> None:
         """A clean connection is back: it goes to the waiter at the head, or idle."""
+        if slot.mark is not None or not self.is_open:  # evicted or closed while the manager was asked
+            if slot in self.slots and (reason := self._retired(slot, now)) is not None:
+                self.close_one(slot, reason)
+            self._serve(now)
+            return
         self._stock(slot, now)
         if self.idle.stale:
             self._serve(now)  # it may have to be tested first
@@ -536,6 +548,7 @@ class PoolState(Generic[C]):
         if chosen is None:
             self.generation += 1
             chosen = set(self.slots)
+        chosen &= self.slots.keys()  # a predicate may have closed some
         for slot in chosen:
             slot.mark = CloseReason.EVICTED
         for slot in self.idle.remove_these(chosen):
