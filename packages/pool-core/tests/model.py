@@ -354,7 +354,7 @@ class World:
                 slot.mark,
                 slot.expires_at <= self.now,
                 slot.stamp <= state._swept_at,
-                slot.validated or slot.born < state._dud_at,
+                slot.validated or slot.born < state.connects._dud_at,
                 who(trial.waiter if trial is not None else None),
                 who(slot.holder),
                 slot.uses > 0,
@@ -377,5 +377,5 @@ class World:
                 min(state.connects.failures, 1),
                 self.now < state.connects.retry_at,
             ),
-            (state.max_size, state.min_idle, self.adds, state.last_error is None, min(state._duds, 3)),
+            (state.max_size, state.min_idle, self.adds, state.last_error is None, min(state.connects._duds, 3)),
         )

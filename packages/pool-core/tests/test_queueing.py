@@ -400,3 +400,31 @@ async def test_a_validation_or_reset_that_others_cancel_terminates_its_connectio
             await asyncio.gather(get, second)
             assert manager.connections[0].state == "terminated"
             books(pool)
+
+
+@virtual
+async def test_gets_behind_a_slow_try_get_time_out_in_time() -> None:
+    """A try_get has no time limit, and must not stand for those who have one."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=1, connection_timeout=3, validation_timeout=20) as pool:
+        await hold(pool)
+        await asyncio.sleep(60)
+        manager.script(is_valid=Delay(15))
+        trying = asyncio.create_task(pool.try_get())
+        await turns()
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+
+        async def late() -> float:
+            with pytest.raises(PoolTimeout):
+                await pool.get()
+            return loop.time() - start
+
+        gets = [asyncio.create_task(late())]
+        await asyncio.sleep(1)
+        gets.append(asyncio.create_task(late()))
+        assert await asyncio.gather(*gets) == pytest.approx([3, 4])
+        lease = await trying
+        assert lease is not None
+        lease.release()
+        books(pool)

@@ -139,7 +139,12 @@ class Call:
         self.lane: dict[Any, float] = {}
         if timeout is not None:
             clock.add(self, loop.time(), timeout)
-        self.task = loop.create_task(coro, name=name, context=context.copy())
+        try:
+            self.task: asyncio.Future[Any] = loop.create_task(coro, name=name, context=context.copy())
+        except (KeyboardInterrupt, SystemExit) as error:  # out of the first step of an eager task
+            self.task = loop.create_future()
+            self.task.set_exception(error)
+            loop.call_soon(_raise, error)
         # A task cancelled before its first step runs no `finally`: only a callback surely hears of its end.
         self.task.add_done_callback(self._finished, context=context)
 
@@ -171,9 +176,9 @@ class Call:
         self.ended = self.abandoned = True
         self._finish(TimeoutError("it did not end when it was cancelled"), None)
 
-    def _finished(self, task: asyncio.Task[Any]) -> None:
+    def _finished(self, task: asyncio.Future[Any]) -> None:
         # A method may raise CancelledError by itself; only who is cancelled counts as cancelling.
-        self.cut_off = task.cancelled() and not self.ended and task.cancelling() > 0
+        self.cut_off = task.cancelled() and not self.ended and isinstance(task, asyncio.Task) and task.cancelling() > 0
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         result = None if error is not None else task.result()
         if self._done is None and error is None and self._spill is not None:
@@ -185,3 +190,7 @@ class Call:
         if (done := self._done) is not None:
             self._done = self._rescue = None
             done(self, error, result)
+
+
+def _raise(error: BaseException) -> None:
+    raise error

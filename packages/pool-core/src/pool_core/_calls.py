@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._call import Call
 from ._errors import PoolWarning
-from ._hooks import logger
 from ._manager import Verdict
 from ._messages import label
 from ._slot import Slot
@@ -127,6 +126,7 @@ class Calls(Generic[C]):
         return self.start(key, self._connect(), "connect", timeout, done)
 
     async def _connect(self) -> C:
+        loop = self._shell.life.loop
         connecting = self.manager.connect()
         if not hasattr(connecting, "__await__"):
             msg = (
@@ -139,12 +139,12 @@ class Calls(Generic[C]):
             raise NoConnectionError(msg)
         try:
             if self._on_connect is not None and not self.is_broken(conn):
-                await self._on_connect(conn)
+                await self._counted(self._on_connect(conn))
             if self.is_broken(conn):  # from the first, or by what the hook did to it
                 msg = "the new connection is broken already: has_broken is true"
                 raise ConnectionError(msg)
         except BaseException:
-            self.dispose(conn)
+            self.dispose(conn, loop)
             raise
         return conn
 
@@ -155,13 +155,21 @@ class Calls(Generic[C]):
     async def prepare(self, conn: C) -> None:
         """Run ``on_checkout``."""
         assert self.on_checkout is not None
-        await self.on_checkout(conn)
+        await self._counted(self.on_checkout(conn))
 
     async def finish_reset(self, wiping: Awaitable[None], conn: C) -> None:
         """Wait for the reset that has begun, and run ``on_reset``."""
         await wiping
         if self.on_reset is not None:
-            await self.on_reset(conn)
+            await self._counted(self.on_reset(conn))
+
+    async def _counted(self, hook: Awaitable[None]) -> None:
+        """Run a hook whose error the pool does not swallow."""
+        try:
+            await hook
+        except Exception:
+            self._shell.state.counters.hook_errors += 1
+            raise
 
     async def close(self, slot: Slot[C]) -> None:
         """Run ``on_close`` and close, unless it is terminated already."""
@@ -229,12 +237,12 @@ class Calls(Generic[C]):
             self.under_way[call] = call
             call.end()
 
-    def dispose(self, conn: C, *, gently: bool = False) -> None:
-        """Get rid of a connection outside the pool: one that came too late, or a dedicated one."""
+    def dispose(self, conn: C, loop: asyncio.AbstractEventLoop | None = None, *, gently: bool = False) -> None:
+        """Get rid of a connection outside the pool: one that came too late (for an earlier loop), or a dedicated one."""
         shell = self._shell
         slot = Slot(conn, 0, 0.0, inf)
         slot.mark = CloseReason.DETACHED  # no on_close
-        dead = shell.life.loop.is_closed()
+        dead = (shell.life.loop if loop is None else loop).is_closed()
         if (gently and not dead) or not self.terminate(slot):
             if dead:
                 self.abandoned("a connection that came too late")
@@ -251,9 +259,7 @@ class Calls(Generic[C]):
         """Nothing more can be done about this one."""
         shell = self._shell
         shell.state.counters.abandoned += 1
-        logger.warning(
-            "%s: %s was abandoned: it ended neither when cancelled nor by terminate", label(shell.config), what
-        )
+        shell.hooks.log("%s: %s was abandoned: it ended neither when cancelled nor by terminate", what)
 
     # -- telling
 
@@ -276,7 +282,13 @@ class Calls(Generic[C]):
 def connect_error(call: Call, error: BaseException | None, create_timeout: float | None) -> BaseException:
     """Say why a connect failed: its own error, or how it was ended."""
     if call.ended:
-        return TimeoutError(f"connect took longer than create_timeout={create_timeout} s")
-    if error is None or isinstance(error, asyncio.CancelledError):
-        return ConnectionAbortedError("the connect was cancelled from outside of the pool")
-    return error
+        failure: BaseException = TimeoutError(f"connect took longer than create_timeout={create_timeout} s")
+    elif error is None or isinstance(error, asyncio.CancelledError):
+        failure = ConnectionAbortedError(
+            "connect was cancelled from outside of the pool, or raised CancelledError itself"
+        )
+    else:
+        return error
+    if not isinstance(error, asyncio.CancelledError):  # what the driver made of the cancel
+        failure.__cause__ = error
+    return failure

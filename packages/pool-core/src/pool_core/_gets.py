@@ -58,7 +58,7 @@ class GetWaiter(Waiter[C]):
     def offer(self, slot: Slot[C] | None) -> bool:
         try:
             self.future.set_result(slot)
-        except InvalidStateError:  # cancelled: that shows before its task runs
+        except (InvalidStateError, RuntimeError):  # cancelled: that shows before its task runs; or its loop is closed
             return False
         return True
 
@@ -135,6 +135,9 @@ class Gets(Generic[C]):
         accepted = state.enqueue(waiter, now)
         if state.work or state.agenda.due < shell.alarm.at or not state.plain:
             shell.turn()  # even if it was not accepted: it may have been time to do something for others
+            if shell.hooks.interrupt is not None:
+                state.give_up(waiter, now)
+                shell.last_turn()
         if not accepted:
             self._counters.gets_failed += 1
             raise messages.overloaded(state)
@@ -174,6 +177,7 @@ class Gets(Generic[C]):
         if error is not None:
             shell.calls.broken_by(error)
         shell.event(self._state.found_broken, slot, shell.now())
+        self._let_interrupt(None)
 
     async def try_acquire(self) -> Slot[C] | None:
         """Lend an idle connection, tested if it must be, or None: never queues for a return, never connects."""
@@ -182,11 +186,15 @@ class Gets(Generic[C]):
         loop = self._life.loop
         now = loop.time()
         task = current_task(loop)
-        slot = self._take(task, now)
+        # With FIFO somebody may wait beside a fresh one.
+        slot = self._take(task, now) if state.queue.live == state.queue.tries else None
         # Behind other try_gets there is nothing to overtake: each has a test of its own.
         if slot is None and state.idle.stale and state.queue.live == state.queue.tries:
-            waiter: GetWaiter[C] = GetWaiter(loop.create_future(), task, now, inf, idle_only=True)
+            waiter: GetWaiter[C] = GetWaiter(loop.create_future(), task, now, inf, patient=False, idle_only=True)
             shell.event(state.enqueue, waiter, now)
+            if shell.hooks.interrupt is not None:
+                self._left(waiter)
+                shell.last_turn()
             try:
                 answer = await waiter.future
             except BaseException:
@@ -213,6 +221,7 @@ class Gets(Generic[C]):
             elif state.lend(slot, task, now):
                 break
         shell.turn()
+        self._let_interrupt(slot)
         if slot is None:
             self._life.check_open()  # what was asked may have closed the pool
         return slot
@@ -233,11 +242,18 @@ class Gets(Generic[C]):
             slot.stack = messages.stack()
         if shell.hooks.listeners:
             shell.hooks.emit(shell.events().CheckedOut(slot.id, waited))
-            try:
-                shell.hooks.tell()
-            except BaseException:  # KeyboardInterrupt or SystemExit: the borrower never had it
+            shell.hooks.tell()
+            if slot not in self._state.slots:  # a listener has closed the pool
+                raise self._life.closed_error()
+            self._let_interrupt(slot)
+
+    def _let_interrupt(self, slot: Slot[C] | None) -> None:
+        """Raise what a hook has raised, KeyboardInterrupt or SystemExit: the borrower never had the connection."""
+        shell = self._shell
+        if shell.hooks.interrupt is not None:
+            if slot is not None:
                 shell.event(shell.returned, slot, shell.now(), UNUSED)
-                raise
+            shell.hooks.raise_interrupt()
 
     async def _check_out(self, slot: Slot[C], began: float, timeout: float | None) -> None:
         """Run ``on_checkout`` in a task of the pool's own, within what is left of the get's time.
@@ -258,6 +274,8 @@ class Gets(Generic[C]):
             outcome.append(error)
             if not ready.done():
                 ready.set_result(None)
+            elif error is not None and not isinstance(error, asyncio.CancelledError):  # its get has gone
+                shell.hooks.report(error, f"on_checkout of connection #{slot.id} failed")
 
         call = shell.calls.start(ready, shell.calls.prepare(slot.conn), "on_checkout", left, done)
         try:
@@ -312,7 +330,7 @@ class Gets(Generic[C]):
         self._counters.gets_timed_out += 1
         if shell.hooks.listeners:
             shell.hooks.emit(shell.events().TimedOut(limit))
-            shell.hooks.tell()
+            shell.turn()
         return messages.timed_out(shell.config, seen, waited, limit)
 
     def _late(self, waited: float, limit: float, phase: Phase) -> PoolTimeout:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Guard:
     """Stands for the connection under ``guard=True`` and refuses use after release. ``isinstance`` still holds."""
 
-    __slots__ = ("_conn", "_lease", "_slot")
+    __slots__ = ("__weakref__", "_conn", "_lease", "_slot")
 
     def __init__(self, lease: PooledConnection[Any], conn: Any) -> None:
         object.__setattr__(self, "_lease", lease)
@@ -28,6 +28,9 @@ class Guard:
 
     def __delattr__(self, name: str) -> None:
         delattr(_guarded(self), name)
+
+    def __bool__(self) -> bool:
+        return bool(_guarded(self))
 
     def __repr__(self) -> str:
         return f"<guarded {type(object.__getattribute__(self, '_conn')).__name__}>"
@@ -56,7 +59,6 @@ for _name in (
     "__aiter__",
     "__anext__",
     "__await__",
-    "__bool__",
     "__call__",
     "__contains__",
     "__delitem__",

@@ -19,16 +19,21 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import NoReturn
 
+    from ._gets import GetWaiter
     from ._pool import Pool
     from ._shell import Shell
 
 C = TypeVar("C")
 
-# What stands in a lease that holds no connection: not acquired yet, or released. They are slots with a mark, so that
+# What stands in a lease that holds no connection: not acquired yet, being acquired, or released. They are slots with a mark, so that
 # the warm path's look at the mark finds them too.
 _NEW: Slot[Any] = Slot(None, 0, 0.0, 0.0)
+_BUSY: Slot[Any] = Slot(None, 0, 0.0, 0.0)
 _OVER: Slot[Any] = Slot(None, 0, 0.0, 0.0)
-_NEW.mark = _OVER.mark = CloseReason.DETACHED
+_NEW.mark = _BUSY.mark = _OVER.mark = CloseReason.DETACHED
+
+
+_TWICE = "this lease was acquired already: call pool.get() again for another connection"
 
 
 class PooledConnection(Generic[C]):
@@ -81,24 +86,36 @@ class PooledConnection(Generic[C]):
                 raised = error
             slot.stamp = last_used
             pool._gets.found_broken(slot, raised)
-        elif self._slot is not _NEW:  # acquired by `await` already
-            pool._shell.life.check_loop()
-            return self.conn
+        elif self._slot is not _NEW:
+            return self._again()
         # What Gets.acquire does, less a coroutine: in a busy pool a thousand wait here.
         gets = pool._gets
-        if gets.prepares:
-            self._slot = await gets.acquire(self._timeout)
-            return self.conn
-        got = gets.take_or_queue(self._timeout)
-        if not isinstance(got, Slot):
-            try:
-                answer = await got.future
-            except BaseException:
-                gets.cancelled(got)
-                raise
-            got = gets.served(got, answer)
+        self._slot = _BUSY
+        try:
+            got: Slot[C] | GetWaiter[C]
+            if gets.prepares:
+                got = await gets.acquire(self._timeout)
+            else:
+                got = gets.take_or_queue(self._timeout)
+                if not isinstance(got, Slot):
+                    try:
+                        answer = await got.future
+                    except BaseException:
+                        gets.cancelled(got)
+                        raise
+                    got = gets.served(got, answer)
+        except BaseException:
+            self._slot = _NEW
+            raise
         self._slot = got
         return got.conn if not state.observed else self.conn
+
+    def _again(self) -> C:
+        """Enter a lease that was acquired by `await`; one that a block has acquired has its end already."""
+        self._pool._shell.life.check_loop()
+        if type(self) is PooledConnection and self._slot is not _OVER:
+            raise PoolError(_TWICE)
+        return self.conn
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -122,7 +139,7 @@ class PooledConnection(Generic[C]):
                 slot.stamp = state.tick
                 state.fresh.append(slot)
             return
-        if slot is not _OVER and slot is not _NEW:
+        if slot.conn is not None:
             shell, life = pool._shell, pool._shell.life
             if life.forked:
                 if kind is None:  # else the child's own error goes first
@@ -138,9 +155,14 @@ class PooledConnection(Generic[C]):
 
     async def _acquire(self) -> PooledConnection[C]:
         if self._slot is not _NEW:
-            msg = "this lease was acquired already: call pool.get() again for another connection"
-            raise PoolError(msg)
-        return self._own(await self._pool._gets.acquire(self._timeout))
+            raise PoolError(_TWICE)
+        self._slot = _BUSY
+        try:
+            slot = await self._pool._gets.acquire(self._timeout)
+        except BaseException:
+            self._slot = _NEW
+            raise
+        return self._own(slot)
 
     def _own(self, slot: Slot[C]) -> PooledConnection[C]:
         """Take a connection that was acquired, without an `async with` to end it."""
@@ -162,7 +184,10 @@ class PooledConnection(Generic[C]):
     @property
     def extensions(self) -> dict[Hashable, Any]:
         """Data of yours that belongs to this connection and survives check-in (r2d2's extensions)."""
-        return self._pool._state.extensions.setdefault(self._held(), {})
+        slot, state = self._held(), self._pool._state
+        if slot not in state.slots:  # close() has terminated it under its borrower
+            return state.extensions.get(slot, {})
+        return state.extensions.setdefault(slot, {})
 
     @property
     def connection_id(self) -> int:
@@ -203,7 +228,7 @@ class PooledConnection(Generic[C]):
 
     def _held(self) -> Slot[C]:
         slot = self._slot
-        if slot is _NEW:
+        if slot is _NEW or slot is _BUSY:
             msg = "this lease holds no connection yet: use 'async with pool.get() as conn' or 'await pool.get()'"
             raise PoolError(msg)
         if slot is _OVER:
@@ -214,7 +239,7 @@ class PooledConnection(Generic[C]):
     def _end(self, how: int, error: BaseException | None) -> None:
         """Every way of giving back but the end of a block."""
         slot = self._slot
-        if slot is _NEW or slot is _OVER:
+        if slot.conn is None:  # not acquired yet, or over
             return
         shell, life = self._pool._shell, self._pool._shell.life
         if life.loop.is_closed():
@@ -238,7 +263,7 @@ class PooledConnection(Generic[C]):
 
     def __repr__(self) -> str:
         slot = self._slot
-        how = "not acquired" if slot is _NEW else "released" if slot is _OVER else f"connection #{slot.id}"
+        how = "released" if slot is _OVER else "not acquired" if slot.conn is None else f"connection #{slot.id}"
         return f"<PooledConnection of {label(self._pool._shell.config)}: {how}>"
 
 
@@ -257,13 +282,15 @@ class _AwaitedConnection(PooledConnection[C]):
     def __del__(self) -> None:
         # May run in any thread, and at the end of the interpreter.
         slot = self._slot
-        if slot is not _OVER and slot is not _NEW:
+        if slot.conn is not None:
             self._reclaim(slot)
 
     def _reclaim(self, slot: Slot[C]) -> None:
         shell, life = self._pool._shell, self._pool._shell.life
         if life.forked or slot not in shell.state.slots:
             return
+        if not life.loop.is_closed():
+            life.loop.call_soon_threadsafe(shell.reclaim, slot)  # first: a warning may be an error
         where = f", taken at:\n{slot.stack}" if slot.stack else " (set leak_threshold to see where it was taken)"
         warnings.warn(
             f"{label(shell.config)}: a lease of connection #{slot.id} was dropped without release{where}",
@@ -271,8 +298,6 @@ class _AwaitedConnection(PooledConnection[C]):
             stacklevel=3,
             source=self,
         )
-        if not life.loop.is_closed():
-            life.loop.call_soon_threadsafe(shell.reclaim, slot)
 
     if not TYPE_CHECKING:  # pragma: no branch - type checkers find the mistake by themselves
 
@@ -287,16 +312,24 @@ class _AwaitedConnection(PooledConnection[C]):
 class DedicatedConnection(Generic[C]):
     """A connection beside the pool: customized, but neither counted nor pooled. Await it, or use ``async with``."""
 
-    __slots__ = ("_conn", "_gets")
+    __slots__ = ("_conn", "_gets", "_used")
 
     def __init__(self, shell: Shell[C]) -> None:
         self._gets = shell.gets
+        self._used = False
 
     def __await__(self) -> Generator[Any, Any, C]:
-        return self._gets.connect_dedicated().__await__()
+        return self._connect().__await__()
+
+    async def _connect(self) -> C:
+        if self._used:
+            msg = "this dedicated connection was opened already: call pool.dedicated_connection() again for another one"
+            raise PoolError(msg)
+        self._used = True
+        return await self._gets.connect_dedicated()
 
     async def __aenter__(self) -> C:
-        self._conn = await self._gets.connect_dedicated()
+        self._conn = await self._connect()
         return self._conn
 
     async def __aexit__(self, *_: object) -> None:

@@ -52,7 +52,8 @@ def phase_of(state: PoolState[Any], waiter: Waiter[Any] | None) -> Phase:
     """What a get is waiting for: its own test, a connect or a back-off, or its turn."""
     if waiter is not None and waiter.test is not None:
         return "validate"
-    return "connect" if state.connects or state.connects.failures else "queue"
+    backs_off = state.connects.failures and state.supply.has_room()
+    return "connect" if state.connects or backs_off else "queue"
 
 
 def describe(state: PoolState[Any], phase: Phase, now: float, blocked: int) -> Picture:
@@ -63,9 +64,10 @@ def describe(state: PoolState[Any], phase: Phase, now: float, blocked: int) -> P
         parts.append("held longest: " + ", ".join(_held(slot, now) for slot in nsmallest(3, held, key=Slot.used_at)))
     if blocked:
         parts.append(f"holders that wait for another connection themselves: {blocked}")
-    if state.last_error is not None:
-        parts.append(f"last connect error: {text(state.last_error)}")
-    return Picture(phase, "; ".join(parts), picture(state), state.last_error)
+    cause = state.last_error if state.connects or state.supply.has_room() else None  # else it was long ago
+    if cause is not None:
+        parts.append(f"last connect error: {text(cause)}")
+    return Picture(phase, "; ".join(parts), picture(state), cause)
 
 
 def _held(slot: Slot[Any], now: float) -> str:

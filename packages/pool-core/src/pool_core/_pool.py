@@ -191,11 +191,11 @@ class Pool(Generic[C]):
         shell = self._shell
         shell.life.check_open()
         if shell.calls.is_broken(conn):
-            shell.hooks.tell()
+            shell.last_turn()
             msg = f"{label(shell.config)}: the connection to add is broken (has_broken is true): it is yours to close"
             raise BrokenConnection(msg, conn)
         shell.life.check_open()  # has_broken may have closed it
-        if any(slot.conn is conn for slot in shell.state.slots):
+        if any(slot.conn is conn for slot in (*shell.state.slots, *shell.state.closing)):
             msg = f"{label(shell.config)}: the connection to add is in the pool already"
             raise ValueError(msg)
         if not shell.add(conn):
@@ -275,14 +275,15 @@ class Pool(Generic[C]):
         shell: Shell[C] | None = getattr(self, "_shell", None)
         if shell is None or shell.life.forked or not shell.life.is_alive:
             return
-        if shell.life.stage != "closing":
+        stage = shell.life.stage
+        shell.life.in_loop(shell.life.bury)  # first: a warning may be an error
+        if stage != "closing":
             warnings.warn(
                 f"{label(shell.config)} was dropped while open: use 'async with pool:', or 'await pool.close()'",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
             )
-        shell.life.in_loop(shell.life.bury)
 
 
 def _after_fork_in_child() -> None:

@@ -19,7 +19,7 @@ from ._call import Call, Clock
 from ._calls import SILENT, Calls, connect_error
 from ._errors import ReplaceConnection
 from ._gets import Failure, Gets, GetWaiter
-from ._hooks import Hooks, logger
+from ._hooks import Hooks
 from ._lifecycle import Lifecycle, Outcome
 from ._manager import Verdict
 from ._slot import BROKEN, DISCARD, Approval, Order, Slot
@@ -45,13 +45,14 @@ class Shell(Generic[C]):
 
     def __init__(self, manager: ConnectionManager[C], config: PoolConfig) -> None:
         self.config = config
-        self.state: PoolState[C] = PoolState(config, _next_id, wipes=hasattr(manager, "reset"))
+        self.state: PoolState[C] = PoolState(config, _next_id, wipes=getattr(manager, "reset", None) is not None)
         self.hooks = Hooks(config, messages.label(config), self.state.counters)
         self.life: Lifecycle[C] = Lifecycle(self)
         self.calls: Calls[C] = Calls(self, manager, config.customizer)
         self.gets: Gets[C] = Gets(self)
         self.alarm = Clock(self.life.loop, self._wake, self.life.context)
         self.stacks = False  # where a lease was taken is written down
+        self._interrupting = False  # a callback is on its way that raises what a hook raised
         self._outage = 0  # failed connects since the last success
         self._leaks: set[tuple[int, int]] = set()  # by connection and use, those that were told at the last look
 
@@ -59,6 +60,7 @@ class Shell(Generic[C]):
         """A new life begins, on the loop that the life cycle knows."""
         life = self.life
         self._outage = 0
+        self._interrupting = False
         self.alarm = Clock(life.loop, self._wake, life.context)
         self.stacks = self.config.leak_threshold is not None or life.loop.get_debug()
         self._set_observed(now)
@@ -78,6 +80,7 @@ class Shell(Generic[C]):
         if self.life.loop.is_closed():
             self._carry_out_late()
             self.hooks.tell()
+            self.hooks.raise_interrupt()
             return
         while state.work:
             for order, subject in state.take_work():
@@ -91,9 +94,23 @@ class Shell(Generic[C]):
                 alarm.set(when)
         if self.hooks.waiting:
             self.hooks.tell()
+        if self.hooks.interrupt is not None and not self._interrupting:
+            self._interrupting = True
+            self.life.loop.call_soon(self._interrupt)
+
+    def last_turn(self) -> None:
+        """The turn at the end of a call of the user's, in which nothing is half done: an interrupt may leave it."""
+        self.turn()
+        self.hooks.raise_interrupt()
+
+    def _interrupt(self) -> None:
+        self._interrupting = False
+        self.hooks.raise_interrupt()
 
     def _wake(self, now: float) -> None:
         """The alarm rings."""
+        if self.life.forked:  # in the child of a fork, on the loop that it inherited: all is the parent's
+            return
         for what in self.alarm.pop(now):
             what.overdue(now)
         if (when := self.alarm.next()) < self.alarm.at:
@@ -144,9 +161,7 @@ class Shell(Generic[C]):
         now = self.now()
         if error is None and not call.ended:
             if self._outage and self.config.error_sink is None:
-                logger.warning(
-                    "%s: connecting works again, after %d failures", messages.label(self.config), self._outage
-                )
+                self.hooks.log("%s: connecting works again, after %d failures", self._outage)
             self._outage = 0
             slot = state.put(approval, conn, now, self._lifetime())
             if self.hooks.listeners:
@@ -183,7 +198,9 @@ class Shell(Generic[C]):
         if call.ended and not call.abandoned:
             error = TimeoutError(f"is_valid took longer than validation_timeout={self.config.validation_timeout} s")
         elif error is None and not isinstance(result, bool):
-            error = TypeError(f"is_valid must return True or False, not {result!r}: is a 'return True' missing?")
+            error = TypeError(
+                f"is_valid must return True or False, not {type(result).__name__}: is a 'return True' missing?"
+            )
         if error is not None and not call.cut_off:
             self.hooks.report(error, f"the test of connection #{slot.id} failed, so it is closed")
         valid = error is None and result is True
@@ -293,8 +310,8 @@ class Shell(Generic[C]):
             to_wipe = state.pass_on(slot, now)
         if to_wipe and self._wipe(slot, now):
             state.restock(slot, now)
-        if state.work or state.agenda.due < self.alarm.at or not state.plain:
-            self.turn()
+        if state.work or state.agenda.due < self.alarm.at or not state.plain or self.hooks._words:
+            self.last_turn()
 
     def give_back(self, slot: Slot[C], how: int = 0) -> None:
         """End a lease: bookkeeping now; the wiping and closing go on in tasks of the pool's own."""
@@ -309,7 +326,7 @@ class Shell(Generic[C]):
             self.hooks.emit(self.events().CheckedIn(slot.id, now - slot.stamp))
         if self.returned(slot, now, how) and self._wipe(slot, now):
             state.restock(slot, now)
-        self.turn()
+        self.last_turn()
 
     def give_back_raised(self, slot: Slot[C], how: int, error: BaseException | None) -> None:
         """End a lease in which something was raised: the manager may judge what it means."""
@@ -319,18 +336,20 @@ class Shell(Generic[C]):
         elif verdict is Verdict.CLOSE:
             how |= DISCARD
         self.give_back(slot, how)
-        self.hooks.tell()
 
     def wipe(self, slot: Slot[C]) -> bool:
         """Wipe what the borrower left behind. True: it is clean, and idle by the caller; else the pool sees to it."""
         state = self.state
         now = self.now()
         clean = self._wipe(slot, now)
-        if clean and (slot.mark is not None or state.slow):  # what was asked has called back into the pool
+        if self.hooks.waiting:
+            self.turn()
+        # Looked at after what was asked, and after those who were told: both may have called back into the pool.
+        if clean and (slot.mark is not None or state.slow or self.hooks.interrupt is not None):
             clean = False
             state.restock(slot, now)
-        if self.hooks.waiting or (not clean and (state.work or state.agenda.due < self.alarm.at or state.slow)):
-            self.turn()
+        if not clean:
+            self.last_turn()
         return clean
 
     def _wipe(self, slot: Slot[C], now: float) -> bool:
@@ -380,7 +399,7 @@ class Shell(Generic[C]):
             self.state.detach(slot, now)
             if self.hooks.listeners:
                 self.hooks.emit(self.events().Closed(slot.id, now - slot.born, CloseReason.DETACHED))
-        self.turn()
+        self.last_turn()
 
     # -- by the owner
 
@@ -389,7 +408,7 @@ class Shell(Generic[C]):
         slot = self.event(self.state.add, conn, self.now(), self._lifetime())
         if slot is not None and self.hooks.listeners:
             self.hooks.emit(self.events().Connected(slot.id))
-            self.hooks.tell()
+        self.last_turn()
         return slot is not None
 
     def resize(self, config: PoolConfig) -> None:

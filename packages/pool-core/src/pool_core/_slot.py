@@ -143,7 +143,7 @@ class Waiter(Generic[C]):
         self.test: Trial[C] | None = None
         self.direct = False  # served by its own test
         self.idle_only = idle_only  # try_get: takes an idle one or nothing
-        self.patient = patient  # it waits with the default time-out
+        self.patient = patient and not idle_only  # it waits with the default time-out
 
     def offer(self, slot: Slot[C] | None) -> bool:
         """Take the connection (None: there is none for a try_get), or answer False: already gone, try the next."""

@@ -80,8 +80,6 @@ class PoolState(Generic[C]):
     __slots__ = (
         "_bounded",
         "_detects",
-        "_dud_at",
-        "_duds",
         "_next_id",
         "_swept_at",
         "_tests_always",
@@ -141,10 +139,6 @@ class PoolState(Generic[C]):
         self.shut()
         self.generation = 0
         self._swept_at = -inf
-        self._duds = (
-            0  # connections one after the other, each born after the end of the last, that failed their first test
-        )
-        self._dud_at = -inf  # when the last one did
         self.paused = False  # a connect failed with nobody waiting: min_idle waits for the reaper's next look
         self.last_error: BaseException | None = None
         self.configure(config)
@@ -169,9 +163,9 @@ class PoolState(Generic[C]):
         self.starting = starting
         self.paused = False
         self.last_error = None
-        self._swept_at = self._dud_at = -inf
-        self._duds = 0
+        self._swept_at = -inf
         self.connects.succeeded()
+        self.connects.proved()
         self.extensions.clear()
         self.agenda.clear()
         self.agenda.set_reaper(now)
@@ -311,7 +305,7 @@ class PoolState(Generic[C]):
         if error is not None:
             self.counters.connects_failed += 1
             self.last_error = error
-            if not (self.queue.live or self.starting):
+            if not (self.queue.live > self.queue.tries or self.starting):
                 self.paused = True
             if not transient and not self.slots:
                 self.queue.fail_all(error)
@@ -362,8 +356,9 @@ class PoolState(Generic[C]):
         waiter = self.validating[slot].waiter
         trial = self.validating.end(slot)
         if not valid:
-            if not slot.validated and slot.born >= self._dud_at:
-                self._dud(now, error, jitter)
+            if not slot.validated and self.connects.dud(slot.born, now, jitter):
+                self.last_error = error
+                self.paused = not (self.queue.live or self.starting)
             if timed_out and not slot.suspect:
                 # A NAT that dropped this one dropped all that were silent for as long.
                 silent_since = slot.heard_at()
@@ -397,20 +392,7 @@ class PoolState(Generic[C]):
         self.validating.last = now - trial.since
         slot.suspect = False
         slot.validated = True
-        self._duds = 0
-
-    def _dud(self, now: float, error: BaseException | None, jitter: float) -> None:
-        """One that never passed a test failed it. If its successor does so too, the next connects are braked.
-
-        Else each get would cost a connect, as fast as they come.
-        """
-        self._dud_at = now
-        self._duds += 1
-        if self._duds > 1:
-            self.last_error = error
-            self.connects.disappointed(now, jitter, self._duds - 1)
-            if not (self.queue.live or self.starting):
-                self.paused = True
+        self.connects.proved()
 
     def sweep(self, broken: Iterable[Slot[C]]) -> None:
         """These of the idle ones are broken."""

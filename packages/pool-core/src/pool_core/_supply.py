@@ -76,11 +76,15 @@ class Trials(dict[Slot[C], Trial[C]], Generic[C]):
 class Connects(dict[Approval[C], None], Generic[C]):
     """The approvals that are out, in the order of their making."""
 
-    __slots__ = ("failures", "retry_at")
+    __slots__ = ("_dud_at", "_duds", "failures", "retry_at")
+
+    _dud_at: float  # when the last connection failed that had never passed a test
+    _duds: int  # how many did so, one after the other
 
     def __init__(self) -> None:
         super().__init__()
         self.succeeded()
+        self.proved()
 
     def mint(self, waiter: Waiter[C] | None, now: float, generation: int) -> Approval[C]:
         """Approve one more connect."""
@@ -106,11 +110,26 @@ class Connects(dict[Approval[C], None], Generic[C]):
             self.failures += 1
             self.retry_at = now + jitter * min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** min(self.failures - 1, 8))
 
-    def disappointed(self, now: float, jitter: float, chain: int) -> None:
-        """Back off as after so many failures: connects succeed, and what they bring is of no use."""
-        self.failures = chain - 1
+    def dud(self, born: float, now: float, jitter: float) -> bool:
+        """A connection that never passed a test failed it. True: its successor did so too, so connects are braked.
+
+        Else each get would cost a connect, as fast as they come. Those that died together count as one.
+        """
+        if born < self._dud_at:
+            return False
+        self._dud_at = now
+        self._duds += 1
+        if self._duds == 1:
+            return False
+        self.failures = self._duds - 2
         self.retry_at = -inf
         self.failed(now, jitter)
+        return True
+
+    def proved(self) -> None:
+        """A connection has passed a test."""
+        self._duds = 0
+        self._dud_at = -inf
 
     def may_begin(self, now: float) -> bool:
         """Tell whether the back-off lets one begin."""
@@ -182,13 +201,14 @@ class Supply(Generic[C]):
         """Start tests, then connects, for those who wait without supply."""
         state = self._state
         idle, queue, validating = state.idle, state.queue, state.validating
-        while (idle.stale or idle.fresh) and queue.live > len(validating):  # a get of its own test each
+        while (idle.stale or idle.fresh) and (
+            queue.live > len(validating)  # a get of its own test each
+            or (self._may_test() and self.lack() > 0)  # for a get whose test is late
+        ):
             if idle.fresh and not idle.stale_first():  # FIFO alone leaves it here while somebody waits
                 state.begin_test(idle.pop(), now, Order.CHECK)
             else:
                 state.begin_test(idle.pop_stale(), now)
-        while idle.stale and len(validating) < state.config.max_connecting and self.lack() > 0:
-            state.begin_test(idle.pop_stale(), now)  # for a get whose test is slow
         if queue.tries:
             queue.turn_away()
         while self.may_connect(now) and self.lack() > 0:
@@ -196,6 +216,12 @@ class Supply(Generic[C]):
             if waiter is None:
                 break  # the rest are try_gets
             waiter.approval = self._approve(waiter, now)
+
+    def _may_test(self) -> bool:
+        """At most ``max_connecting`` at once; where there is no room to connect, those that are late do not count."""
+        state = self._state
+        under_way = len(state.validating) if self.has_room() else state.validating.on_time()
+        return under_way < state.config.max_connecting
 
     def top_up(self, now: float) -> None:
         """Connect for ``min_idle``. What is under way and wanted by nobody counts."""
