@@ -331,11 +331,11 @@ CHOICE = "POOL_TEST_SERVERS"
 
 def chosen() -> dict[str, str]:
     """The kinds and versions that POOL_TEST_SERVERS names, as in "mariadb redis:7"; no version is an empty text."""
-    choice = dict(word.partition(":")[::2] for word in os.environ.get(CHOICE, "").split())
-    for key, version in choice.items():
-        kind = _known(key, None)
-        if version:
-            kind.at(version)
+    choice: dict[str, str] = {}
+    for word in os.environ.get(CHOICE, "").split():
+        key, _, version = word.partition(":")
+        _known(key, version or None)
+        choice[key] = version
     return choice
 
 
