@@ -6,6 +6,8 @@ several can be added up.
 
 import json
 import os
+import platform
+import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,7 +113,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         number["failed"] += len(terminalreporter.stats.get("xpassed", ()))
         Path(directory).mkdir(parents=True, exist_ok=True)
         result = Path(directory, f"{uuid.uuid4().hex}.json")
-        result.write_text(json.dumps({**number, "servers": lines}))
+        versions = {server.kind: f"{server.name} {server.version}" for server in known}
+        free_threaded = "" if getattr(sys, "_is_gil_enabled", lambda: True)() else " free-threaded"
+        python = f"{platform.python_version()}{free_threaded}"
+        result.write_text(json.dumps({**number, "servers": lines, "versions": versions, "python": python}))
 
 
 @pytest.hookimpl(trylast=True)
