@@ -203,25 +203,26 @@ def test_the_set_up_says_that_it_needs_root() -> None:
 
 
 STUBS = {
-    "id": "echo 0",
     "docker": (
         'case "$1 $2 $3" in info*|version*) echo 20 ;; "image inspect "*) case "$*" in *forky*|*built*) exit 1 ;; '
         "*postgres:15|*redis:7|*mariadb:10.11|*mongo:7|*pgbouncer:1) ;; *) exit 1 ;; esac ;; *) exit 1 ;; esac"
     ),
+    "patchelf": "exit 1",
     "mmdebstrap": "echo 'E: rabbitmq-server depends on what the archive lacks'; exit 1",
-    "apt-get": "echo 'http://archive.invalid forky main'",
+    "apt-get": "echo 'http://archive.invalid bookworm main'",
     "python": "exit 0",
 }
 
 
-def run_setup(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run setup.sh on a machine that is played: it has the images of Debian 12, no registry, and a broken archive."""
-    for name, script in STUBS.items():
-        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+def run_stubbed(script: str, folder: Path, *arguments: str, user: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a script on a machine that is played: it has the images of Debian 12, no registry, and a broken archive."""
+    for name, stub in (STUBS | {"id": f"echo {user}"}).items():
+        (folder / name).write_text(f"#!/bin/sh\n{stub}\n")
         (folder / name).chmod(0o755)
+    places = {"PYTHON": str(folder / "python"), "TMPDIR": str(folder), "POOL_TEST_PYTHONS": str(folder / "pythons")}
     return subprocess.run(
-        ["bash", str(ROOT / "containers" / "setup.sh"), *arguments],
-        env={"PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": str(folder / "python"), "TMPDIR": str(folder)},
+        ["bash", str(ROOT / "containers" / script), *arguments],
+        env={"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder)} | places,
         capture_output=True,
         text=True,
         timeout=30,
@@ -231,20 +232,44 @@ def run_setup(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 def test_the_set_up_says_which_part_it_could_not_bring_and_brings_the_other(tmp_path: Path) -> None:
     """The newer suite changes every day, and one day it cannot be installed."""
-    done = run_setup(tmp_path)
+    done = run_stubbed("setup.sh", tmp_path)
     assert done.returncode == 3
     assert "the bookworm images are there" in done.stdout
     assert "rabbitmq-server depends on what the archive lacks" in done.stderr
     assert "FAILED: no forky images: the reason is above" in done.stderr
-    assert run_setup(tmp_path, "bookworm").returncode == 0
-    assert run_setup(tmp_path, "forky").returncode == 1
+    assert run_stubbed("setup.sh", tmp_path, "bookworm").returncode == 0
+    assert run_stubbed("setup.sh", tmp_path, "forky").returncode == 1
 
 
 def test_the_set_up_refuses_a_part_that_there_is_not(tmp_path: Path) -> None:
     """A typing error must not build everything."""
-    done = run_setup(tmp_path, "trixie")
+    done = run_stubbed("setup.sh", tmp_path, "trixie")
     assert done.returncode == 2
     assert "no part 'trixie': give bookworm or forky" in done.stderr
+
+
+def test_a_python_that_cannot_be_unpacked_is_named_with_the_archives_words(tmp_path: Path) -> None:
+    """And nothing half unpacked is left for the next run to take for a Python."""
+    done = run_stubbed("pythons.sh", tmp_path, "3.14")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "depends on what the archive lacks" in done.stderr
+    assert "FAILED: mmdebstrap could not unpack Python 3.14" in done.stderr
+    assert not (tmp_path / "pythons" / "3.14").exists()
+
+
+def test_a_python_is_asked_for_by_its_version(tmp_path: Path) -> None:
+    """Everything else would become a path of root's."""
+    done = run_stubbed("pythons.sh", tmp_path, "../3.14")
+    assert done.returncode == 2
+    assert "'../3.14' is no Python version: give one as in 3.14" in done.stderr
+
+
+def test_a_python_is_brought_by_root_only_and_another_user_learns_the_command(tmp_path: Path) -> None:
+    """It may install Debian packages."""
+    done = run_stubbed("pythons.sh", tmp_path, "3.14", user=1000)
+    assert done.returncode == 1
+    assert "needs root. Run: sudo " in done.stderr
 
 
 @pytest.mark.usefixtures("containers")

@@ -48,7 +48,7 @@ class Database:
 
     @staticmethod
     async def in_transaction(conn: Connection) -> bool:
-        """Whether the server says so: the answer to a ping carries it."""
+        """Whether a transaction is open: the answer to a ping carries it."""
         await conn.ping(reconnect=False)
         return bool(conn.get_transaction_status())
 

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Dialect:
-    """One server's words."""
+    """How one server spells and does things."""
 
     isolation: str  # variable: the session's isolation level
     read_only: str  # variable: whether the session's transactions are read only
     limit: str  # variable: how long a statement may take
-    no_role: str | None  # what CURRENT_ROLE() says when there is none
+    no_role: str | None  # the result of CURRENT_ROLE() without a role
     no_tls: tuple[str, ...]  # command line: offer no TLS
     login_method: str  # of accounts for which none is named
     prepare_detaches: bool  # XA PREPARE leaves a session that can go on, without the transaction
 
     def role(self, name: str) -> str:
-        """What CURRENT_ROLE() says."""
+        """The result of CURRENT_ROLE() with this role."""
         return name if self.no_role is None else f"`{name}`@`%`"
 
     def set_default_role(self, role: str, user: str) -> str:

@@ -163,23 +163,23 @@ def test_the_role_is_that_of_a_new_connection(own: Any, reset: Reset) -> None:
     """COM_RESET_CONNECTION leaves roles as they are: SET ROLE admin would stay in force."""
     own.admin("CREATE ROLE IF NOT EXISTS admin")
     own.admin("CREATE ROLE IF NOT EXISTS reader")
-    said = own.dialect
+    server = own.dialect
     for role in ("admin", "reader"):
         own.admin(f"GRANT {role} TO '{own.user}'@'%'")
 
     async def main() -> None:
         for default in ("NONE", "reader"):
-            own.admin(said.set_default_role(default, own.user))
+            own.admin(server.set_default_role(default, own.user))
             async with own.connection(reset=reset) as (manager, conn):
-                clean = said.no_role if default == "NONE" else said.role(default)
+                clean = server.no_role if default == "NONE" else server.role(default)
                 assert await own.ask(conn, "SELECT CURRENT_ROLE()") == ((clean,),)
                 await own.ask(conn, "SET ROLE admin")
-                assert await own.ask(conn, "SELECT CURRENT_ROLE()") == ((said.role("admin"),),)
+                assert await own.ask(conn, "SELECT CURRENT_ROLE()") == ((server.role("admin"),),)
                 await wipe(manager, conn)
                 assert await own.ask(conn, "SELECT CURRENT_ROLE()") == ((clean,),)
 
     asyncio.run(main())
-    own.admin(said.set_default_role("NONE", own.user))
+    own.admin(server.set_default_role("NONE", own.user))
 
 
 def test_the_settings_of_the_manager_are_in_force_again(db: Any, reset: Reset) -> None:

@@ -23,7 +23,7 @@ def _root(server: Any) -> Any:
     return pymysql.connect(host=server.host, port=server.port, user="root", password=server.password)
 
 
-def words_of(server: Server) -> Dialect:
+def dialect_of(server: Server) -> Dialect:
     return DIALECTS[server.name]
 
 
@@ -64,7 +64,7 @@ def test_demanded_and_not_offered_is_refused_before_the_login_is_sent(
             await asyncio.sleep(0.02)
             assert proxy.open == 0
 
-    with server(dialect, fresh=True, args=words_of(server(dialect)).no_tls) as plain:
+    with server(dialect, fresh=True, args=dialect_of(server(dialect)).no_tls) as plain:
         asyncio.run(main(plain))
 
 
@@ -77,7 +77,7 @@ def test_the_servers_own_login_method_works_with_and_without_tls(
         cursor.execute("DROP USER IF EXISTS own@'%'")
         cursor.execute("CREATE USER own@'%' IDENTIFIED BY 'secret'")
         cursor.execute("SELECT plugin FROM mysql.user WHERE user = 'own'")
-        assert cursor.fetchone() == (words_of(secured).login_method,)
+        assert cursor.fetchone() == (dialect_of(secured).login_method,)
 
     async def main() -> None:
         for tls in (None, trusting):
