@@ -104,19 +104,18 @@ def offer_newer_pythons() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pool-core", "pythons")
     cache = Path(os.environ.get("POOL_TEST_PYTHONS") or cache)
     place = ROOT / ".nox" / "pythons"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     for minor in PYTHONS:
         name = f"python{minor}"
         if shutil.which(name):
             continue
-        if (there := cache / minor / "usr" / "bin" / name).exists():
-            (place / name).symlink_to(there)
-        elif may_set_up():
-            log = place / f"{minor}.log"
-            script = f'path=$(bash {BRING_PYTHON} {minor} 2>"{log}") && exec "$path" "$@"'
-            (place / name).write_text(f"#!/bin/sh\n{script}\nexit 1\n")
-            (place / name).chmod(0o755)
+        # A script also where there is one already: a run beside this one may be using it.
+        if (cache / minor / "usr" / "bin" / name).exists() or may_set_up():
+            script = f'path=$(bash {BRING_PYTHON} {minor} 2>"{place}/{minor}.log") && exec "$path" "$@"'
+            partial = place / f"{name}.partial"
+            partial.write_text(f"#!/bin/sh\n{script}\nexit 1\n")
+            partial.chmod(0o755)
+            partial.rename(place / name)
     os.environ["PATH"] = f"{place}{os.pathsep}{os.environ['PATH']}"
     os.environ.setdefault("PY_DISCOVERY_TIMEOUT", "300")  # seconds for the first call of such a script
 

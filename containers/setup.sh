@@ -8,7 +8,7 @@
 # The part `bookworm` is the servers of Debian 12, the part `forky` the newer ones of Debian's testing suite; without an
 # argument both. The testing suite changes every day: when its base cannot be built, the other part is there all the same.
 #
-# Exit codes: 0; 1 nothing new can be had; 2 wrong argument; 3 only the part `forky` failed.
+# Exit codes: 0 all is there; 1 failed; 2 wrong argument; 3 only the part `forky` failed.
 #
 # It says each thing that it installs, starts or builds. It stops nothing, and a dockerd that already runs stays as it is.
 set -euo pipefail
@@ -48,12 +48,18 @@ install() { # package...
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+# Two runs at once would start and build the same twice. dockerd, which stays, must not keep the lock: it closes it below.
+if command -v flock >/dev/null; then
+    exec 9>"${TMPDIR:-/tmp}/pool-core-setup-$(id -u).lock"
+    flock -n 9 || { say "another setup.sh is at work: waiting for it"; flock 9; }
+fi
+
 # --- Docker itself ------------------------------------------------------------------------------------------------
 
 start_docker() { # extra dockerd arguments...
     local log=/var/log/pool-test-dockerd.log
     say "starting dockerd ${*:+with $* }(log: $log)"
-    setsid nohup dockerd --ip=127.0.0.1 "$@" >"$log" 2>&1 </dev/null &
+    setsid nohup dockerd --ip=127.0.0.1 "$@" >"$log" 2>&1 </dev/null 9>&- &
     local pid=$!
     for _ in $(seq 150); do
         answers && return
@@ -163,12 +169,6 @@ recipe_of() { # part, image: what the image is made from, as one word
 built_from() { docker image inspect -f '{{index .Config.Labels "'$label'"}}' "$1" 2>/dev/null || true; }
 
 # --- the images ---------------------------------------------------------------------------------------------------
-
-# Two runs at once would build the same twice.
-if command -v flock >/dev/null; then
-    exec 9>"${TMPDIR:-/tmp}/pool-core-setup-$(id -u).lock"
-    flock -n 9 || { say "another setup.sh is at work: waiting for it"; flock 9; }
-fi
 
 pull() { timeout 300 docker pull -q "$1" >"$work/pull.log" 2>&1; }
 build_base() { # part, image
