@@ -397,10 +397,13 @@ def matrix(session: nox.Session, adapter: str) -> None:
     if unknown := set(session.posargs) - set(pythons):
         session.error(f"{', '.join(sorted(unknown))}: no Python of this part; choose from {', '.join(pythons)}")
     bring_servers(session)
-    rows = [row for python in session.posargs or pythons for row in run_pairs(session, uv, adapter, python)]
-    support.merge(rows)
-    if failed := [row for row in rows if row.get("failed")]:
-        session.error(f"{sum(row['failed'] for row in failed)} tests failed: see docs/support.md")
+    failed = 0
+    for python in session.posargs or pythons:
+        rows = run_pairs(session, uv, adapter, python)
+        support.merge(rows)  # at once: a part may take half an hour, and what it has found is not lost when it is stopped
+        failed += sum(row.get("failed", 0) for row in rows)
+    if failed:
+        session.error(f"{failed} tests failed: see docs/support.md")
 
 
 def run_pairs(session: nox.Session, uv: str, adapter: str, python: str) -> list[support.Row]:
