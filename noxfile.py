@@ -400,7 +400,8 @@ def matrix(session: nox.Session, adapter: str) -> None:
     failed = 0
     for python in session.posargs or pythons:
         rows = run_pairs(session, uv, adapter, python)
-        support.merge(rows)  # at once: a part may take half an hour, and what it has found is not lost when it is stopped
+        # At once: a part may take half an hour, and when it is stopped nothing that it has found is lost.
+        support.merge(rows)
         failed += sum(row.get("failed", 0) for row in rows)
     if failed:
         session.error(f"{failed} tests failed: see docs/support.md")
