@@ -1,7 +1,8 @@
 """Everything that is checked before a change lands: plain `nox`. `nox --list` names the parts.
 
 The integration sessions need real servers: containers/setup.sh brings them. It may install Docker, so it runs only when
-POOL_TEST_SETUP=1 (or CI=true) says that it may; otherwise the command to run by hand is printed.
+POOL_TEST_SETUP=1 (or CI=true) says that it may; otherwise the command to run by hand is printed. The same holds for the
+Pythons that this machine lacks and containers/pythons.sh can bring.
 """
 
 import atexit
@@ -19,10 +20,23 @@ from pathlib import Path
 import nox
 
 ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT))
+from containers import support  # noqa: E402 - nox does not put this folder into the path
+
 PACKAGES = ["pool-core", "pool-sqlite", "pool-postgres", "pool-redis", "pool-mysql", "pool-mongo"]
 ADAPTERS = PACKAGES[1:]
-PYTHONS = ["3.11", "3.12", "3.13"]
-FLOOR = PYTHONS[0]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
+FLOOR, NEWEST = PYTHONS[0], PYTHONS[-1]
+FREE_THREADED = "3.14t"  # only in the matrix, and only where there is one
+# What the matrix tries: the servers for the tests of each package.
+SERVERS = {
+    "core": [""],
+    "sqlite": [""],
+    "postgres": ["postgres:18 pgbouncer:1.26", "postgres:15 pgbouncer:1"],
+    "redis": ["redis:8", "redis:7", "valkey:9"],
+    "mysql": ["mysql:9", "mariadb:10.11"],
+    "mongo": ["mongo:7"],
+}
 EXTRAS = {"pool-mongo": "[motor]"}  # that their tests need
 DECIDERS = [
     "_agenda.py",
@@ -56,7 +70,11 @@ GUARDED = [
 ]  # topics
 GUARDED += ["hooks_that_raise", "queueing", "standstill", "at_once", "owner", "corners", "warm_path", "cancellation"]
 SETUP = ROOT / "containers" / "setup.sh"
+BRING_PYTHON = ROOT / "containers" / "pythons.sh"
+ONLY_OLDER_SERVERS = 3  # exit code of setup.sh
+NEED_SERVERS = {"servers", "integration", "cancellation", "minimums", "latest", "docs", "soak", "matrix"}
 RESULTS = Path(tempfile.gettempdir(), f"pool-core-results-{os.getpid()}")
+SETUP_LOG = RESULTS.with_suffix(".setup.log")
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 
 nox.needs_version = ">=2025.5.1"
@@ -64,6 +82,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 
 os.environ["POOL_TEST_RESULTS"] = str(RESULTS)
+nox.options.report = str(RESULTS.with_suffix(".json"))  # its times are printed at the end
 
 
 def allow_pyenv_pythons() -> None:
@@ -82,31 +101,77 @@ def allow_pyenv_pythons() -> None:
         os.environ["PYENV_VERSION"] = ":".join(wanted)
 
 
+def is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in {"1", "true", "yes"}
+
+
+def may_set_up() -> bool:
+    """Whether this run may install and start things on this machine."""
+    return is_set("CI") or is_set("POOL_TEST_SETUP")
+
+
+def offer_newer_pythons() -> None:
+    """Put the Pythons into PATH that containers/pythons.sh has brought, or brings when a session first asks for one."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pool-core", "pythons")
+    cache = Path(os.environ.get("POOL_TEST_PYTHONS") or cache)
+    place = ROOT / ".nox" / "pythons"
+    place.mkdir(parents=True, exist_ok=True)
+    for minor in PYTHONS:
+        name = f"python{minor}"
+        if shutil.which(name):
+            continue
+        # A script also where there is one already: a run beside this one may be using it.
+        if (cache / minor / "usr" / "bin" / name).exists() or may_set_up():
+            script = f'path=$(bash {BRING_PYTHON} {minor} 2>"{place}/{minor}.log") && exec "$path" "$@"'
+            partial = place / f"{name}.partial"
+            partial.write_text(f"#!/bin/sh\n{script}\nexit 1\n")
+            partial.chmod(0o755)
+            partial.rename(place / name)
+    os.environ["PATH"] = f"{place}{os.pathsep}{os.environ['PATH']}"
+    os.environ.setdefault("PY_DISCOVERY_TIMEOUT", "300")  # seconds for the first call of such a script
+
+
 allow_pyenv_pythons()
+offer_newer_pythons()
 
 
 # --- what the sessions share ------------------------------------------------------------------------------------------
 
-servers_brought: list[bool] = []
+setups: list[subprocess.Popen[bytes]] = []
+warnings: list[str] = []  # repeated at the end
 
 
 @atexit.register
 def report() -> None:
-    """After nox's own table: which servers were asked, and how many tests there were over all sessions."""
-    if not RESULTS.exists():
-        return
-    results = [json.loads(file.read_text()) for file in RESULTS.glob("*.json")]
-    shutil.rmtree(RESULTS)
-    servers = sorted({line for result in results for line in result["servers"]})
+    """After nox's own table: times, which servers were asked, and how many tests there were over all sessions."""
+    for process in setups:
+        if process.poll() is None:
+            process.terminate()
+    SETUP_LOG.unlink(missing_ok=True)
     sys.stderr.flush()
-    print("\nservers, by their true names:")
-    print(*(servers or ["none were asked"]), sep="\n")
-    total = {word: sum(result[word] for result in results) for word in ("passed", "failed", "skipped")}
-    print("tests: {passed} passed, {failed} failed, {skipped} skipped".format(**total), flush=True)
-
-
-def is_set(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in {"1", "true", "yes"}
+    times = RESULTS.with_suffix(".json")
+    if times.exists():
+        sessions = json.loads(times.read_text())["sessions"]
+        times.unlink()
+        print("\ntimes:")
+        for session in sessions:
+            print(
+                f"{session['duration'] / 60:5.1f} min  {(session['signatures'] or [session['name']])[0]}: {session['result']}"
+            )
+        print(f"{sum(session['duration'] for session in sessions) / 60:5.1f} min in all")
+    for log in sorted((ROOT / ".nox" / "pythons").glob("*.log")):
+        text = log.read_text()
+        if "FAILED" in text:
+            warnings.append(f"PYTHON {log.stem} IS MISSING: {text.strip().splitlines()[-1]}")
+    if RESULTS.exists():
+        results = [json.loads(file.read_text()) for file in RESULTS.glob("*.json")]
+        shutil.rmtree(RESULTS)
+        servers = sorted({line for result in results for line in result["servers"]})
+        print("\nservers, by their true names:")
+        print(*(servers or ["none were asked"]), sep="\n")
+        total = {word: sum(result[word] for result in results) for word in ("passed", "failed", "skipped")}
+        print("\n".join(["", *warnings]) if warnings else "")
+        print("tests: {passed} passed, {failed} failed, {skipped} skipped".format(**total), flush=True)
 
 
 def install(session: nox.Session, groups: list[str], packages: list[str], *options: str) -> None:
@@ -127,17 +192,52 @@ def run_tests(session: nox.Session, *arguments: str, silent: bool = False, env: 
     return session.run("python", "-m", "pytest", *arguments, *session.posargs, silent=silent, env=env)
 
 
+def use_main_servers(session: nox.Session) -> None:
+    """Where an adapter has several servers, run its tests on one: what is left is for `integration` and `matrix`."""
+    newer = not (setups and setups[0].returncode == ONLY_OLDER_SERVERS)
+    session.env["POOL_TEST_SERVERS"] = os.environ.get("POOL_TEST_SERVERS", f"redis {'mysql' if newer else 'mariadb'}")
+
+
+def begin_servers(session: nox.Session) -> None:
+    """Start to bring servers in the background if a later session needs them, so that it does not wait for them."""
+    queue = session._runner.manifest.list_all_sessions()
+    if may_set_up() and any(selected and runner.name in NEED_SERVERS for runner, selected in queue):
+        start_setup(session)
+
+
+def start_setup(session: nox.Session) -> None:
+    """Start setup.sh, once in a run."""
+    if setups:
+        return
+    session.log(
+        f"{SETUP.relative_to(ROOT)} works in the background: the first session that needs servers prints its log"
+    )
+    python = {"PYTHON": sys.executable} if importlib.util.find_spec("pip") else {}
+    with SETUP_LOG.open("wb") as log:
+        command = ["bash", str(SETUP)]
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=os.environ | python
+        )
+    setups.append(process)
+
+
 def bring_servers(session: nox.Session) -> None:
     """Set the servers' images up once, if that is allowed here; otherwise say how."""
-    if not (is_set("CI") or is_set("POOL_TEST_SETUP")):
+    if not may_set_up():
         session.log(f"servers that are missing can be had by: sudo {SETUP}   (or set POOL_TEST_SETUP=1)")
         return
-    if servers_brought:
-        return
-    session.log(f"{SETUP.relative_to(ROOT)} says what it installs and starts on this machine:")
-    python = {"PYTHON": sys.executable} if importlib.util.find_spec("pip") else {}
-    session.run("bash", str(SETUP), external=True, env=python)
-    servers_brought.append(True)
+    start_setup(session)
+    first = setups[0].returncode is None
+    code = setups[0].wait()
+    if first:
+        print(SETUP_LOG.read_text(), end="", flush=True)
+    if code == ONLY_OLDER_SERVERS:
+        warning = f"NEWER SERVERS ARE MISSING: {SETUP_LOG.read_text().strip().splitlines()[-1]}"
+        session.warn(warning)
+        if warning not in warnings:
+            warnings.append(warning)
+    elif code:
+        session.error(f"{SETUP.relative_to(ROOT)} failed: {SETUP_LOG.read_text().strip().splitlines()[-1]}")
 
 
 # --- the sessions -----------------------------------------------------------------------------------------------------
@@ -146,11 +246,14 @@ def bring_servers(session: nox.Session) -> None:
 @nox.session(python=FLOOR)
 def lint(session: nox.Session) -> None:
     """ruff, mypy --strict and pyright."""
+    begin_servers(session)
     install(session, ["dev"], PACKAGES)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     # Tests of different packages share file names, so each package's are checked on their own.
-    session.run("mypy", *(f"packages/{package}/src" for package in PACKAGES))
+    sources = [f"packages/{package}/src" for package in PACKAGES]
+    session.run("mypy", *sources)
+    session.run("mypy", "--python-version", NEWEST, *sources)
     for tests in (f"packages/{package}/tests" for package in PACKAGES):
         session.run("mypy", "--explicit-package-bases", tests, env={"MYPYPATH": f"{base(tests)}:."})
     options = ("--explicit-package-bases", "--exclude", "containers/images/")
@@ -158,11 +261,13 @@ def lint(session: nox.Session) -> None:
     session.run("mypy", *options, *others, env={"MYPYPATH": "."})
     python = shutil.which("python", path=session.bin) or sys.executable
     session.run("pyright", "--pythonpath", python)
+    session.run("pyright", "--pythonpath", python, "--pythonversion", NEWEST, *sources[1:])
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The core and its embedded default: no server needed."""
+    begin_servers(session)
     install(session, ["test"], ["pool-core", "pool-sqlite"])
     covered = session.python == FLOOR
     session.env["COVERAGE_FILE"] = str(Path(session.create_tmp()) / "coverage")
@@ -197,9 +302,10 @@ def integration(session: nox.Session, backend: str) -> None:
 
 @nox.session(python=PYTHONS[1:])
 def cancellation(session: nox.Session) -> None:
-    """All adapters' cancellation tests on the newer Pythons, whose asyncio differs."""
+    """All adapters' cancellation tests on the newer Pythons, whose asyncio differs; each on its main server."""
     install(session, ["test", "servers"], PACKAGES)
     bring_servers(session)
+    use_main_servers(session)
     run_tests(session, "packages", "-m", "cancellation")
 
 
@@ -209,6 +315,7 @@ def ask_adapters(session: nox.Session, *options: str) -> None:
         session.skip("only uv can install other versions than the newest that fit")
     install(session, ["test", "servers"], PACKAGES, *options)
     bring_servers(session)
+    use_main_servers(session)
 
     def ask(package: str) -> object:
         return run_tests(session, f"packages/{package}/tests/test_conformance.py", silent=True)
@@ -226,7 +333,7 @@ def minimums(session: nox.Session) -> None:
     ask_adapters(session, "--resolution", "lowest-direct")
 
 
-@nox.session(python=PYTHONS[-1], default=False)
+@nox.session(python=NEWEST, default=False)
 def latest(session: nox.Session) -> None:
     """The adapters with the newest releases of their drivers, also those that they do not claim to take yet."""
     place = Path(session.create_tmp(), "overrides.txt")
@@ -287,3 +394,60 @@ def soak(session: nox.Session) -> None:
     install(session, ["test", "servers"], PACKAGES)
     bring_servers(session)
     run_tests(session, "packages", "-m", "soak", "--timeout", "1200")
+
+
+@nox.session(python=False, default=False)
+@nox.parametrize("adapter", list(SERVERS), ids=list(SERVERS))
+def matrix(session: nox.Session, adapter: str) -> None:
+    """Every test of an adapter on every server version and Python; the results go into docs/support.md.
+
+    `nox -s "matrix(mysql)"` is one part; `nox -s "matrix(mysql)" -- 3.14 3.15` only these Pythons.
+    """
+    uv = shutil.which("uv") or session.error("the matrix needs uv: pip install uv")
+    pythons = [*PYTHONS, *([FREE_THREADED] if adapter in {"core", "sqlite"} else [])]
+    if unknown := set(session.posargs) - set(pythons):
+        session.error(f"{', '.join(sorted(unknown))}: no Python of this part; choose from {', '.join(pythons)}")
+    bring_servers(session)
+    failed = 0
+    for python in session.posargs or pythons:
+        rows = run_pairs(session, uv, adapter, python)
+        # At once: a part may take half an hour, and when it is stopped nothing that it has found is lost.
+        support.merge(rows)
+        failed += sum(row.get("failed", 0) for row in rows)
+    if failed:
+        session.error(f"{failed} tests failed: see docs/support.md")
+
+
+def run_pairs(session: nox.Session, uv: str, adapter: str, python: str) -> list[support.Row]:
+    """One Python with every server of an adapter."""
+    interpreter = shutil.which(f"python{python}")
+    runs = interpreter and subprocess.run([interpreter, "--version"], capture_output=True, check=False).returncode == 0
+    if not interpreter or not runs:
+        return [support.missing(adapter, choice, python, "no such Python was found") for choice in SERVERS[adapter]]
+    venv = ROOT / ".nox" / f"matrix-{adapter}-{python}"
+    session.run(uv, "venv", "--quiet", "--clear", "--python", interpreter, str(venv), external=True)
+    mine = str(next(venv.glob("*/python")))
+    packages = ["pool-core", f"pool-{adapter}"] if adapter != "core" else ["pool-core"]
+    named = [part for package in packages for part in ("-e", f"packages/{package}{EXTRAS.get(package, '')}")]
+    groups = nox.project.dependency_groups(PYPROJECT, "test", "servers")
+    # Where a driver has no wheel for this Python yet, the rows below say so.
+    session.run(
+        uv, "pip", "install", "--quiet", "--python", mine, *groups, *named, external=True, success_codes=[0, 1, 2]
+    )
+    rows = []
+    for choice in SERVERS[adapter]:
+        left = Path(session.create_tmp(), f"results-{python}")
+        shutil.rmtree(left, ignore_errors=True)
+        env = {"POOL_TEST_SERVERS": choice, "POOL_TEST_RESULTS": str(left.resolve()), "POOL_GUARD": "off"}
+        options = ["-n", "2"] if adapter == "core" else []
+        tests = [mine, "-m", "pytest", "-q", f"packages/pool-{adapter}/tests", *options]
+        session.run(*tests, env=env, external=True, success_codes=[0, 1, 2, 3, 4])
+        results = [json.loads(file.read_text()) for file in left.glob("*.json")]
+        try:
+            rows.append(support.row(adapter, choice, python, results[0]))
+        except (IndexError, KeyError):
+            rows.append(support.missing(adapter, choice, python, "the tests could not be run: no driver or no server"))
+        RESULTS.mkdir(exist_ok=True)
+        for file in left.glob("*.json"):
+            shutil.copy(file, RESULTS)
+    return rows

@@ -7,30 +7,23 @@ server is asked, not before, so that the core's tests need none of them.
 import asyncio
 import importlib
 import importlib.util
+import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
+from . import wire
+from .address import PATIENCE, Address
+
 T = TypeVar("T")
-PATIENCE = 2.0  # seconds that a running server has to answer one question
 PROGRAM_PATHS = ":".join(["/usr/sbin", "/usr/local/sbin", *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin")))])
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a server listens and how to log in. What a server does not have (a user, a password) is None."""
-
-    host: str
-    port: int
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    database: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +40,35 @@ class Kind:
     """One kind of server. The class attributes say what it is called in the places where it can be had."""
 
     key: ClassVar[str]
-    package: ClassVar[str]  # its tests need this server, so it is started when they are collected
-    image: ClassVar[str]
+    package: ClassVar[str | None] = None  # its tests need this server, so it is started when they are collected
+    images: ClassVar[tuple[str, ...]]  # one for each version, the newest first
     port: ClassVar[int]  # inside a container
     scheme: ClassVar[str]
-    driver: ClassVar[str]
-    debian: ClassVar[str]
-    programs: ClassVar[tuple[str, ...]]
+    driver: ClassVar[str | None] = None  # that `ask` imports
+    debian: ClassVar[str] = ""
+    programs: ClassVar[tuple[str, ...]] = ()  # of a process; without any it runs in containers only
     upstream: ClassVar[str | None] = None
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     login: ClassVar[Address] = Address("127.0.0.1", 0, "pool", "secret", "pool")
+
+    def __init__(self, image: str | None = None) -> None:
+        self.image = image or self.images[0]
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """The image of each version, the newest first."""
+        return {image.rpartition(":")[2]: image for image in cls.images}
+
+    def at(self, version: str | int) -> Self:
+        """This kind at one of its versions."""
+        versions = self.versions()
+        if str(version) not in versions:
+            raise ValueError(f"no {self.key} of version {version!s}: choose one of {', '.join(versions)}")
+        return type(self)(versions[str(version)])
+
+    def driver_is_missing(self) -> bool:
+        """Whether `ask` would fail for want of a driver."""
+        return self.driver is not None and importlib.util.find_spec(self.driver) is None
 
     def url(self, address: Address) -> str:
         """The URL that an adapter takes."""
@@ -78,8 +90,16 @@ class Kind:
 
     def missing(self) -> str | None:
         """Why no process of this kind can be started on this machine, or None."""
+        if not self.programs:
+            return f"tests run {self.key} in a container only"
         absent = [program for program in self.programs if not find(program)]
         return f"{', '.join(absent)} not installed (Debian package {self.debian})" if absent else None
+
+    def installed(self) -> str:
+        """The version of the installed program."""
+        done = subprocess.run([_path(self.programs[0]), "--version"], capture_output=True, text=True, check=False)
+        match = re.search(r"\d+(\.\d+)+", done.stdout)
+        return match[0] if match else "unknown"
 
     def environment(self, login: Address, upstream: Address | None) -> dict[str, str]:
         """The environment of a container."""
@@ -102,7 +122,8 @@ class Kind:
 
 
 class Postgres(Kind):
-    key, package, image, port, scheme = "postgres", "pool-postgres", "postgres:15", 5432, "postgresql"
+    key, package, port, scheme = "postgres", "pool-postgres", 5432, "postgresql"
+    images = ("postgres:18", "postgres:15")
     driver, debian, programs = "asyncpg", "postgresql", ("postgres", "initdb")
     stop_signal = signal.SIGINT  # the fast shutdown: SIGTERM would wait for the clients to go
 
@@ -132,7 +153,8 @@ class Postgres(Kind):
 
 
 class PgBouncer(Kind):
-    key, package, image, port, scheme = "pgbouncer", "pool-postgres", "edoburu/pgbouncer:1", 5432, "postgresql"
+    key, package, port, scheme = "pgbouncer", "pool-postgres", 5432, "postgresql"
+    images = ("edoburu/pgbouncer:1.26", "edoburu/pgbouncer:1")
     driver, debian, programs = "asyncpg", "pgbouncer", ("pgbouncer",)
     upstream = "postgres"
     stop_signal = signal.SIGINT
@@ -166,7 +188,8 @@ class PgBouncer(Kind):
 
 
 class Redis(Kind):
-    key, package, image, port, scheme = "redis", "pool-redis", "redis:7", 6379, "redis"
+    key, package, port, scheme = "redis", "pool-redis", 6379, "redis"
+    images: ClassVar[tuple[str, ...]] = ("redis:8", "redis:7")
     driver, debian, programs = "redis", "redis-server", ("redis-server",)
     login = Address("127.0.0.1", 0, database="0")
 
@@ -175,7 +198,7 @@ class Redis(Kind):
 
     def command(self, place: Place) -> list[str]:
         where = ["--port", str(place.address.port), "--bind", "127.0.0.1", "--dir", str(place.directory)]
-        return [_path("redis-server"), *where, *self.arguments(place.address)]
+        return [_path(self.programs[0]), *where, *self.arguments(place.address)]
 
     def ask(self, address: Address, execute: Callable[[Sequence[str]], str]) -> tuple[str, str]:
         redis = library("redis")
@@ -194,9 +217,16 @@ class Redis(Kind):
         return name, str(facts.get(f"{name.lower()}_version", facts["redis_version"]))
 
 
+class Valkey(Redis):
+    key, images = "valkey", ("valkey/valkey:9",)
+    debian, programs = "valkey-server", ("valkey-server",)
+
+
 class MariaDB(Kind):
-    key, package, image, port, scheme = "mariadb", "pool-mysql", "mariadb:10.11", 3306, "mysql"
-    driver, debian, programs = "pymysql", "mariadb-server", ("mariadbd", "mariadb-install-db")
+    key, package, port, scheme = "mariadb", "pool-mysql", 3306, "mysql"
+    images: ClassVar[tuple[str, ...]] = ("mariadb:10.11",)
+    driver, debian = "pymysql", "mariadb-server"
+    programs: ClassVar[tuple[str, ...]] = ("mariadbd", "mariadb-install-db")
 
     def environment(self, login: Address, upstream: Address | None) -> dict[str, str]:
         named = {f"MARIADB_{name}": value for name, value in _login(login, database="DATABASE").items()}
@@ -242,8 +272,45 @@ class MariaDB(Kind):
         return ("MariaDB" if "MariaDB" in version else "MySQL"), version.split("-", maxsplit=1)[0]
 
 
+class MySQL(MariaDB):
+    key, images = "mysql", ("mysql:9",)
+    debian, programs = "mysql-server-core-9.7, of unstable only", ("mysqld",)
+
+    def missing(self) -> str | None:
+        if reason := super().missing():
+            return reason
+        # MariaDB's packages install their server under this name too.
+        said = subprocess.run([_path("mysqld"), "--version"], capture_output=True, text=True, check=False).stdout
+        return "the installed mysqld is MariaDB's" if "MariaDB" in said else None
+
+    def environment(self, login: Address, upstream: Address | None) -> dict[str, str]:
+        named = {f"MYSQL_{name}": value for name, value in _login(login, database="DATABASE").items()}
+        return named | {"MYSQL_ROOT_PASSWORD": login.password or ""}
+
+    def prepare(self, place: Place) -> None:
+        here = place.address
+        data = ["--no-defaults", f"--datadir={place.directory}/data"]
+        place.run([_path("mysqld"), *data, "--initialize-insecure", "--log-error-verbosity=1"], "")
+        password = (here.password or "").replace("\\", "\\\\").replace("'", "''")
+        # The server runs this file at each start, before it opens its port.
+        (place.directory / "login.sql").write_text(
+            f"ALTER USER root@localhost IDENTIFIED BY '{password}';\n"
+            f"CREATE DATABASE IF NOT EXISTS `{here.database}`;\n"
+            f"CREATE USER IF NOT EXISTS '{here.user}'@'%' IDENTIFIED BY '{password}';\n"
+            f"GRANT ALL ON `{here.database}`.* TO '{here.user}'@'%';\n"
+        )
+
+    def command(self, place: Place) -> list[str]:
+        directory = place.directory
+        files = [f"--datadir={directory}/data", f"--socket={directory}/socket", f"--pid-file={directory}/pid"]
+        where = [f"--port={place.address.port}", "--bind-address=127.0.0.1", "--skip-name-resolve", "--mysqlx=OFF"]
+        begin = [f"--init-file={directory}/login.sql", "--secure-file-priv=NULL"]
+        return [_path("mysqld"), "--no-defaults", *files, *where, *begin]
+
+
 class Mongo(Kind):
-    key, package, image, port, scheme = "mongo", "pool-mongo", "mongo:7", 27017, "mongodb"
+    key, package, port, scheme = "mongo", "pool-mongo", 27017, "mongodb"
+    images = ("mongo:7",)
     driver, debian, programs = "pymongo", "none: pip install secantusdb, its stand-in", ("mongod",)
     login = Address("127.0.0.1", 0, database="pool")
 
@@ -303,7 +370,66 @@ class Mongo(Kind):
         return "MongoDB", str(facts["version"])
 
 
-KINDS: dict[str, Kind] = {kind.key: kind for kind in (Postgres(), PgBouncer(), Redis(), MariaDB(), Mongo())}
+class Memcached(Kind):
+    key, images, port, scheme = "memcached", ("memcached:1",), 11211, "memcached"
+    debian, programs = "memcached", ("memcached",)
+    login = Address("127.0.0.1", 0)
+
+    def command(self, place: Place) -> list[str]:
+        return [_path("memcached"), "-l", "127.0.0.1", "-p", str(place.address.port)]
+
+    def ask(self, address: Address, execute: Callable[[Sequence[str]], str]) -> tuple[str, str]:
+        return "memcached", wire.ask_memcached(address)
+
+
+class RabbitMQ(Kind):
+    key, images, port, scheme = "rabbitmq", ("rabbitmq:4",), 5672, "amqp"
+    login = Address("127.0.0.1", 0, "pool", "secret", "/")
+
+    def url(self, address: Address) -> str:
+        return super().url(replace(address, database=quote(address.database or "/", safe="")))
+
+    def environment(self, login: Address, upstream: Address | None) -> dict[str, str]:
+        host = {"RABBITMQ_DEFAULT_VHOST": login.database or "/"}
+        return {"RABBITMQ_DEFAULT_USER": login.user or "", "RABBITMQ_DEFAULT_PASS": login.password or ""} | host
+
+    def ask(self, address: Address, execute: Callable[[Sequence[str]], str]) -> tuple[str, str]:
+        return wire.ask_amqp(address)
+
+
+class Neo4j(Kind):
+    key, images, port, scheme = "neo4j", ("neo4j:5",), 7687, "bolt"
+    login = Address("127.0.0.1", 0, "neo4j", "at-least-8")
+
+    def environment(self, login: Address, upstream: Address | None) -> dict[str, str]:
+        return {"NEO4J_AUTH": f"{login.user}/{login.password}"}
+
+    def ask(self, address: Address, execute: Callable[[Sequence[str]], str]) -> tuple[str, str]:
+        name, _, version = wire.ask_bolt(address).partition("/")
+        stand_in = execute(["cat", "/opt/falkordb/version"])
+        if stand_in.startswith("FalkorDB "):
+            return "FalkorDB", f"{stand_in.removeprefix('FalkorDB ')} standing in for {name} {version}"
+        return name, version
+
+
+KINDS: dict[str, Kind] = {
+    kind.key: kind
+    for kind in (
+        Postgres(),
+        PgBouncer(),
+        Redis(),
+        Valkey(),
+        MySQL(),
+        MariaDB(),
+        Mongo(),
+        Memcached(),
+        RabbitMQ(),
+        Neo4j(),
+    )
+}
+
+# Servers of one protocol, which an adapter's tests run on one after the other: the fixture `dialect` names the one.
+DIALECTS = {"pool-mysql": ("mysql", "mariadb"), "pool-redis": ("redis", "valkey")}
 
 
 def library(name: str) -> Any:

@@ -4,9 +4,10 @@ The root conftest.py loads it. With POOL_TEST_RESULTS set to a directory, each r
 several can be added up.
 """
 
-import importlib.util
 import json
 import os
+import platform
+import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import NoReturn
 
 import pytest
 
-from .kinds import KINDS
-from .servers import Server, ServerFactory, ServerFailed, Servers
+from .kinds import DIALECTS, KINDS
+from .servers import CHOICE, Server, ServerFactory, ServerFailed, Servers, chosen, dialects
 from .sources import Unavailable
 
 SERVERS = pytest.StashKey[Servers]()
@@ -23,6 +24,17 @@ SERVERS = pytest.StashKey[Servers]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SERVERS] = Servers()
+    try:
+        chosen()
+    except ValueError as error:
+        raise pytest.UsageError(f"{CHOICE}={os.environ[CHOICE]!r}: {error}") from None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that need the fixture `dialect` run on each server of their protocol."""
+    if "dialect" in metafunc.fixturenames:
+        package = next(part for part in metafunc.definition.path.parts if part in DIALECTS)
+        metafunc.parametrize("dialect", dialects(package), scope="session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -39,22 +51,37 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     asking = [item for item in session.items if "server" in getattr(item, "fixturenames", ())]
     packages = {part for item in asking for part in item.path.parts}
-    wanted = [key for key, kind in KINDS.items() if kind.package in packages and importlib.util.find_spec(kind.driver)]
+    left_out = {key for package in DIALECTS for key in DIALECTS[package] if key not in dialects(package)}
+
+    def is_wanted(key: str) -> bool:
+        return KINDS[key].package in packages and key not in left_out and not KINDS[key].driver_is_missing()
+
+    wanted = [key for key in KINDS if is_wanted(key)]
     session.config.stash[SERVERS].begin(wanted)
 
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> ServerFactory:
-    """Get a real server: `server("postgres")`; `with server("redis", fresh=True) as mine:` for one's own."""
+    """Get a real server: `server("postgres")`; `with server("redis", fresh=True) as mine:` for one's own.
+
+    `server("postgres", version=15)` asks for that version; without it the run's choice counts, else the newest there is.
+    """
     servers = request.config.stash[SERVERS]
 
-    def get(kind: str, *, fresh: bool = False, args: Sequence[str] = (), password: str | None = None) -> Server:
+    def get(
+        kind: str,
+        *,
+        version: str | int | None = None,
+        fresh: bool = False,
+        args: Sequence[str] = (),
+        password: str | None = None,
+    ) -> Server:
         if (args or password) and not fresh:
             raise ValueError("args and password are for a server of one's own: pass fresh=True")
-        if kind in KINDS and not importlib.util.find_spec(KINDS[kind].driver):
+        if kind in KINDS and KINDS[kind].driver_is_missing():
             _nothing_to_be_had(f"{KINDS[kind].driver} is not installed, so no {kind} server can be asked anything")
         try:
-            return servers.fresh(kind, args, password) if fresh else servers.get(kind)
+            return servers.fresh(kind, args, password, version) if fresh else servers.get(kind, version)
         except Unavailable as error:
             reason = str(error)
         except ServerFailed as error:
@@ -73,6 +100,7 @@ def _nothing_to_be_had(reason: str) -> NoReturn:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     known = config.stash[SERVERS].known()
     lines = [f"{server.kind}: {server.name} {server.version} ({server.label})" for server in known]
+    lines += config.stash[SERVERS].notes
     if lines:
         terminalreporter.section("servers", sep="-")
         for line in lines:
@@ -85,7 +113,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         number["failed"] += len(terminalreporter.stats.get("xpassed", ()))
         Path(directory).mkdir(parents=True, exist_ok=True)
         result = Path(directory, f"{uuid.uuid4().hex}.json")
-        result.write_text(json.dumps({**number, "servers": lines}))
+        versions = {server.kind: f"{server.name} {server.version}" for server in known}
+        free_threaded = "" if getattr(sys, "_is_gil_enabled", lambda: True)() else " free-threaded"
+        python = f"{platform.python_version()}{free_threaded}"
+        result.write_text(json.dumps({**number, "servers": lines, "versions": versions, "python": python}))
 
 
 @pytest.hookimpl(trylast=True)

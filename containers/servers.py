@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Protocol, Self
 
-from .kinds import KINDS, Address, Kind
+from .address import Address
+from .kinds import DIALECTS, KINDS, Kind
 from .sources import ContainerSource, ProcessSource, Site, Source, Unavailable, UrlSite
 
 START_TIMEOUT = 45.0  # seconds from the start of a server to its first answer
@@ -167,7 +168,13 @@ class ServerFactory(Protocol):
     """The fixture `server`."""
 
     def __call__(
-        self, kind: str, *, fresh: bool = False, args: Sequence[str] = (), password: str | None = None
+        self,
+        kind: str,
+        *,
+        version: str | int | None = None,
+        fresh: bool = False,
+        args: Sequence[str] = (),
+        password: str | None = None,
     ) -> Server: ...
 
 
@@ -175,9 +182,11 @@ class Servers:
     """All servers of a run."""
 
     def __init__(self) -> None:
-        self._shared: dict[str, Future[Server]] = {}
+        self.notes: list[str] = []  # what a reader of the report has to know: older servers than wanted
+        self._shared: dict[str, Future[Server]] = {}  # by image, or by the variable that names it
         self._made: list[Server] = []
         self._sources: dict[str, Source | Unavailable] = {}
+        self._found: dict[tuple[str, str], tuple[Source, Kind] | Unavailable] = {}
         self._lock = threading.RLock()
         self._closing = threading.Event()
         # One thread a kind: while PgBouncer's waits for PostgreSQL, PostgreSQL's must be able to run.
@@ -186,22 +195,22 @@ class Servers:
     def begin(self, kinds: Iterable[str]) -> None:
         """Start these in the background. What takes long and may need a look (images) is brought before it returns."""
         for key in kinds:
-            with contextlib.suppress(Unavailable):
-                if not url_variable(KINDS[key]):
-                    self._find(KINDS[key])
-            self._future(key)
+            with contextlib.suppress(Unavailable):  # who asks for it is told
+                self._future(KINDS[key], None)
 
-    def get(self, key: str) -> Server:
+    def get(self, key: str, version: str | int | None = None) -> Server:
         """The run's server of this kind, running. Raises `Unavailable` or `ServerFailed`."""
-        server = self._future(_known(key).key).result(START_TIMEOUT * 2)
+        server = self._future(_known(key, version), version).result(START_TIMEOUT * 2)
         server.heal()
         return server
 
-    def fresh(self, key: str, args: Sequence[str] = (), password: str | None = None) -> Server:
+    def fresh(
+        self, key: str, args: Sequence[str] = (), password: str | None = None, version: str | int | None = None
+    ) -> Server:
         """A server that nobody else uses. Raises `Unavailable` or `ServerFailed`."""
-        kind = _known(key)
+        kind = _known(key, version)
         login = kind.with_password(password) if password else kind.login
-        return self._make(kind, login, args)
+        return self._make(kind, login, args, version)
 
     def known(self) -> list[Server]:
         """One of each version that was started."""
@@ -217,19 +226,21 @@ class Servers:
             if not isinstance(source, Unavailable):
                 source.close()
 
-    def _future(self, key: str) -> "Future[Server]":
+    def _future(self, kind: Kind, version: str | int | None) -> "Future[Server]":
+        variable = url_variable(kind) if version is None else None
+        name = variable or self._find(kind, version)[1].image
         with self._lock:
-            if key not in self._shared:
-                self._shared[key] = self._threads.submit(self._shared_server, KINDS[key])
-            return self._shared[key]
+            if name not in self._shared:
+                self._shared[name] = self._threads.submit(self._shared_server, kind, version, variable)
+            return self._shared[name]
 
-    def _shared_server(self, kind: Kind) -> Server:
-        if variable := url_variable(kind):
+    def _shared_server(self, kind: Kind, version: str | int | None, variable: str | None) -> Server:
+        if variable:
             return self._launch(Server(kind, UrlSite(kind, variable), self._closing))
-        return self._make(kind, kind.login, ())
+        return self._make(kind, kind.login, (), version)
 
-    def _make(self, kind: Kind, login: Address, args: Sequence[str]) -> Server:
-        source = self._find(kind)
+    def _make(self, kind: Kind, login: Address, args: Sequence[str], version: str | int | None) -> Server:
+        source, kind = self._find(kind, version)
         upstream = None
         if kind.upstream:
             behind = self.get(kind.upstream)
@@ -250,28 +261,63 @@ class Servers:
             raise
         return server
 
-    def _find(self, kind: Kind) -> Source:
-        """The first source that has this kind, with what it needs at hand. Raises `Unavailable` with all reasons."""
-        reasons = []
-        ways: list[tuple[str, Callable[[], Source]]] = [("containers", ContainerSource), ("processes", ProcessSource)]
+    def _find(self, kind: Kind, version: str | int | None) -> tuple[Source, Kind]:
+        """The first source that has this kind, and the version that it has: the wanted one, or else the newest.
+
+        Raises:
+            Unavailable: with all reasons.
+        """
+        wanted = str(version or chosen_version(kind.key) or "")
         with self._lock:
-            for name, make in ways:
+            name = (kind.key, wanted)
+            if name not in self._found:
                 try:
-                    if name not in self._sources:
-                        try:
-                            self._sources[name] = make()
-                        except Unavailable as error:
-                            self._sources[name] = error
-                    source = self._sources[name]
-                    if isinstance(source, Unavailable):
-                        raise source
-                    source.prepare(kind)
-                    return source
+                    self._found[name] = self._look_for(kind, wanted)
                 except Unavailable as error:
-                    reasons.append(f"{name}: {error}")
+                    self._found[name] = error
+            found = self._found[name]
+        if isinstance(found, Unavailable):
+            raise found
+        return found
+
+    def _look_for(self, kind: Kind, wanted: str) -> tuple[Source, Kind]:
+        reasons = []
+        for candidate in [kind.at(wanted)] if wanted else [kind.at(version) for version in kind.versions()]:
+            try:
+                source = self._source("containers", ContainerSource)
+                source.prepare(candidate)
+            except Unavailable as error:
+                reasons.append(f"containers: {error}")
+                if "containers" in self._sources and isinstance(self._sources["containers"], Unavailable):
+                    break
+                continue
+            if reasons:
+                self.notes.append(f"OLDER SERVER: the tests run on {candidate.image}. {reasons[0]}")
+            return source, candidate
+        try:
+            source = self._source("processes", ProcessSource)
+            source.prepare(kind)
+            if wanted and not kind.installed().startswith(wanted):
+                raise Unavailable(f"the installed one is version {kind.installed()}, not {wanted}")
+            return source, kind
+        except Unavailable as error:
+            reasons.append(f"processes: {error}")
         raise Unavailable(
-            f"no {kind.key} server can be had. " + "; ".join([*reasons, f"or set POOL_TEST_{kind.key.upper()}_URL"])
+            f"no {kind.key} {wanted and wanted + ' '}server can be had. "
+            + "; ".join([*reasons, f"or set POOL_TEST_{kind.key.upper()}_URL"])
         )
+
+    def _source(self, name: str, make: Callable[[], Source]) -> Source:
+        """A source, made once. Raises `Unavailable`."""
+        if name not in self._sources:
+            try:
+                self._sources[name] = make()
+            except Unavailable as error:
+                self._sources[name] = error
+        source = self._sources[name]
+        if isinstance(source, Unavailable):
+            raise source
+        return source
 
 
 def url_variable(kind: Kind) -> str | None:
@@ -280,10 +326,34 @@ def url_variable(kind: Kind) -> str | None:
     return variable if os.environ.get(variable) else None
 
 
-def _known(key: str) -> Kind:
+CHOICE = "POOL_TEST_SERVERS"
+
+
+def chosen() -> dict[str, str]:
+    """The kinds and versions that POOL_TEST_SERVERS names, as in "mariadb redis:7"; no version is an empty text."""
+    choice: dict[str, str] = {}
+    for word in os.environ.get(CHOICE, "").split():
+        key, _, version = word.partition(":")
+        _known(key, version or None)
+        choice[key] = version
+    return choice
+
+
+def chosen_version(key: str) -> str | None:
+    """The version of a kind that POOL_TEST_SERVERS asks for."""
+    return chosen().get(key) or None
+
+
+def dialects(package: str) -> list[str]:
+    """The kinds on which this package's tests run: all of its protocol, or those that POOL_TEST_SERVERS names."""
+    kinds = DIALECTS[package]
+    return [key for key in kinds if key in chosen()] or list(kinds)
+
+
+def _known(key: str, version: str | int | None) -> Kind:
     if key not in KINDS:
         raise ValueError(f"no server {key!r}: choose one of {', '.join(KINDS)}")
-    return KINDS[key]
+    return KINDS[key] if version is None else KINDS[key].at(version)
 
 
 def _remove_quietly(server: Server) -> None:

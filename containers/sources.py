@@ -20,7 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from .kinds import Address, Kind, Place, find, library
+from .address import Address
+from .kinds import Kind, Place, find, library
 
 PREFIX = "debian-built/"  # of the images that setup.sh builds
 SETUP = Path(__file__).with_name("setup.sh")

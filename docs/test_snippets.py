@@ -40,12 +40,12 @@ PAGES = [
     ROOT / "README.md",
     *sorted(ROOT.glob("packages/*/README.md")),
 ]
-SERVER_OF_PACKAGE = {"pool-postgres": "postgres", "pool-redis": "redis", "pool-mysql": "mariadb", "pool-mongo": "mongo"}
+SERVER_OF_PACKAGE = {"pool-postgres": "postgres", "pool-redis": "redis", "pool-mysql": "mysql", "pool-mongo": "mongo"}
 SERVER_OF_SCHEME = {
     "postgresql": "postgres",
     "postgres": "postgres",
     "redis": "redis",
-    "mysql": "mariadb",
+    "mysql": "mysql",
     "mariadb": "mariadb",
     "mongodb": "mongo",
 }

@@ -8,18 +8,26 @@ from containers.servers import ServerFactory
 NAMES = {
     "postgres": {"PostgreSQL"},
     "pgbouncer": {"PgBouncer"},
-    "redis": {"Redis", "Valkey"},
-    "mariadb": {"MariaDB", "MySQL"},
+    "redis": {"Redis"},
+    "valkey": {"Valkey"},
+    "mysql": {"MySQL"},
+    "mariadb": {"MariaDB"},
     "mongo": {"MongoDB", "SecantusDB"},
+    "memcached": {"memcached"},
+    "rabbitmq": {"RabbitMQ"},
+    "neo4j": {"Neo4j", "FalkorDB"},
 }
+VERSIONS = [(kind, version) for kind in KINDS for version in KINDS[kind].versions()]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_server_says_its_true_name_and_version(server: ServerFactory, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "version"), VERSIONS)
+def test_a_server_says_its_true_name_and_version(server: ServerFactory, kind: str, version: str) -> None:
     """A report that takes a stand-in for the original would mislead its reader."""
-    shared = server(kind)
+    shared = server(kind, version=version)
     assert shared.name in NAMES[kind]
     assert any(sign.isdigit() for sign in shared.version)
+    if kind != "mongo" and shared.name != "FalkorDB":
+        assert shared.version.startswith(version)
     assert shared.url.startswith(f"{KINDS[kind].scheme}://")
     assert str(shared.port) in shared.url
     assert shared.answers()
@@ -29,6 +37,7 @@ def test_a_server_says_its_true_name_and_version(server: ServerFactory, kind: st
 def test_a_shared_server_is_started_once(server: ServerFactory, kind: str) -> None:
     """Starting one costs seconds, and there are hundreds of tests."""
     assert server(kind) is server(kind)
+    assert server(kind, version=next(iter(KINDS[kind].versions()))) is server(kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,7 +93,7 @@ def test_arguments_and_a_password_reach_a_server_of_ones_own(server: ServerFacto
         assert "a b/c@d" not in repr(mine)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"redis", "pgbouncer"}])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"redis", "valkey", "pgbouncer", "memcached"}])
 def test_a_password_of_ones_own_is_the_one_that_lets_in(server: ServerFactory, kind: str) -> None:
     """Rotation and wrong passwords are tested with it."""
     with server(kind, fresh=True, password="it's a \\ secret") as mine:
@@ -102,3 +111,9 @@ def test_a_shared_server_takes_no_arguments(server: ServerFactory) -> None:
     """They would reach only the first test that asks."""
     with pytest.raises(ValueError, match="fresh=True"):
         server("redis", args=["--maxclients", "10"])
+
+
+def test_a_version_that_there_is_not_is_refused_with_those_there_are(server: ServerFactory) -> None:
+    """As with names: it must not look like a missing server."""
+    with pytest.raises(ValueError, match="no postgres of version 14: choose one of 18, 15"):
+        server("postgres", version=14)

@@ -13,7 +13,7 @@ from threading import Event
 import pytest
 
 from containers import sources
-from containers.kinds import KINDS, library
+from containers.kinds import KINDS, Kind, library
 from containers.servers import Server, ServerFactory, ServerFailed, Servers
 from containers.sources import OWNER_LABEL, ContainerSite, ContainerSource, ProcessSource, Unavailable
 
@@ -89,6 +89,42 @@ def test_without_any_server_a_run_with_ci_set_fails(tmp_path: Path) -> None:
     assert "CI is set" in done.stdout
 
 
+def test_an_older_server_is_used_loudly_where_the_newer_image_is_missing(
+    own: Servers, containers: ContainerSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newer images come from a suite that changes every day: most tests are worth running without them."""
+    prepare = ContainerSource.prepare
+
+    def prepare_the_older(self: ContainerSource, kind: Kind) -> None:
+        if kind.image == "redis:8":
+            raise Unavailable("no image redis:8 and no registry")
+        prepare(self, kind)
+
+    monkeypatch.setattr(ContainerSource, "prepare", prepare_the_older)
+    assert own.get("redis").version.startswith("7")
+    assert own.notes == ["OLDER SERVER: the tests run on redis:7. containers: no image redis:8 and no registry"]
+    with pytest.raises(Unavailable, match="no redis 8 server can be had"):
+        own.get("redis", 8)
+
+
+def test_a_choice_of_servers_with_a_typing_error_is_refused(tmp_path: Path) -> None:
+    """A version that was not found would run the tests on another one."""
+    done = run_pytest(tmp_path, ASK, POOL_TEST_SERVERS="mariadb redis:6")
+    assert done.returncode == 4
+    assert "POOL_TEST_SERVERS='mariadb redis:6': no redis of version 6: choose one of 8, 7" in done.stderr
+
+
+@pytest.mark.parametrize(("choice", "names"), [("", "redis valkey"), ("valkey", "valkey"), ("mariadb", "redis valkey")])
+def test_tests_of_a_protocol_run_on_each_server_or_on_those_chosen(tmp_path: Path, choice: str, names: str) -> None:
+    """Redis and Valkey differ; so do MySQL and MariaDB."""
+    package = tmp_path / "pool-redis"
+    package.mkdir()
+    done = run_pytest(package, "def test_it(dialect): print(f'ran on {dialect}')\n", POOL_TEST_SERVERS=choice)
+    assert done.returncode == 0, done.stdout
+    done = run_pytest(package, "def test_it(dialect): assert not dialect\n", POOL_TEST_SERVERS=choice)
+    assert [name for name in ("redis", "valkey", "mysql") if f"test_it[{name}]" in done.stdout] == names.split()
+
+
 def test_a_server_that_ends_while_starting_shows_its_last_log_lines(own: Servers) -> None:
     """`did not start` alone sends people guessing."""
     began = time.monotonic()
@@ -120,7 +156,7 @@ def test_a_full_disk_is_named(containers: ContainerSource) -> None:
     postgres = KINDS["postgres"]
     containers.prepare(postgres)
     image = containers._images[postgres.image]
-    full = {"/var/lib/postgresql/data": "size=4m"}
+    full = {"/var/lib/postgresql": "size=4m"}
     site = ContainerSite(postgres, postgres.login, image, (), None, None, None, full)
     with Server(postgres, site, Event()) as mine, pytest.raises(ServerFailed, match="No space left on device"):
         mine.start()
@@ -166,6 +202,76 @@ def test_the_set_up_says_that_it_needs_root() -> None:
     assert "FAILED: starting Docker needs root" in done.stderr
 
 
+STUBS = {
+    "docker": (
+        'case "$1 $2 $3" in info*|version*) echo 20 ;; "image inspect "*) case "$*" in *forky*|*built*) exit 1 ;; '
+        "*postgres:15|*redis:7|*mariadb:10.11|*mongo:7|*pgbouncer:1) ;; *) exit 1 ;; esac ;; *) exit 1 ;; esac"
+    ),
+    "patchelf": "exit 1",
+    "mmdebstrap": "echo 'E: rabbitmq-server depends on what the archive lacks'; exit 1",
+    "apt-get": "echo 'http://archive.invalid bookworm main'",
+    "python": "exit 0",
+}
+
+
+def run_stubbed(script: str, folder: Path, *arguments: str, user: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a script on a machine that is played: it has the images of Debian 12, no registry, and a broken archive."""
+    for name, stub in (STUBS | {"id": f"echo {user}"}).items():
+        (folder / name).write_text(f"#!/bin/sh\n{stub}\n")
+        (folder / name).chmod(0o755)
+    places = {"PYTHON": str(folder / "python"), "TMPDIR": str(folder), "POOL_TEST_PYTHONS": str(folder / "pythons")}
+    return subprocess.run(
+        ["bash", str(ROOT / "containers" / script), *arguments],
+        env={"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder)} | places,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_the_set_up_says_which_part_it_could_not_bring_and_brings_the_other(tmp_path: Path) -> None:
+    """The newer suite changes every day, and one day it cannot be installed."""
+    done = run_stubbed("setup.sh", tmp_path)
+    assert done.returncode == 3
+    assert "the bookworm images are there" in done.stdout
+    assert "rabbitmq-server depends on what the archive lacks" in done.stderr
+    assert "FAILED: no forky images: the reason is above" in done.stderr
+    assert run_stubbed("setup.sh", tmp_path, "bookworm").returncode == 0
+    assert run_stubbed("setup.sh", tmp_path, "forky").returncode == 1
+
+
+def test_the_set_up_refuses_a_part_that_there_is_not(tmp_path: Path) -> None:
+    """A typing error must not build everything."""
+    done = run_stubbed("setup.sh", tmp_path, "trixie")
+    assert done.returncode == 2
+    assert "no part 'trixie': give bookworm or forky" in done.stderr
+
+
+def test_a_python_that_cannot_be_unpacked_is_named_with_the_archives_words(tmp_path: Path) -> None:
+    """And nothing half unpacked is left for the next run to take for a Python."""
+    done = run_stubbed("pythons.sh", tmp_path, "3.14")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "depends on what the archive lacks" in done.stderr
+    assert "FAILED: mmdebstrap could not unpack Python 3.14" in done.stderr
+    assert not (tmp_path / "pythons" / "3.14").exists()
+
+
+def test_a_python_is_asked_for_by_its_version(tmp_path: Path) -> None:
+    """Everything else would become a path of root's."""
+    done = run_stubbed("pythons.sh", tmp_path, "../3.14")
+    assert done.returncode == 2
+    assert "'../3.14' is no Python version: give one as in 3.14" in done.stderr
+
+
+def test_a_python_is_brought_by_root_only_and_another_user_learns_the_command(tmp_path: Path) -> None:
+    """It may install Debian packages."""
+    done = run_stubbed("pythons.sh", tmp_path, "3.14", user=1000)
+    assert done.returncode == 1
+    assert "needs root. Run: sudo " in done.stderr
+
+
 @pytest.mark.usefixtures("containers")
 def test_a_package_s_server_starts_while_other_tests_run(tmp_path: Path) -> None:
     """Nobody should wait for what could have been under way."""
@@ -174,10 +280,10 @@ def test_a_package_s_server_starts_while_other_tests_run(tmp_path: Path) -> None
     wait = (
         "from containers.plugin import SERVERS\n"
         "def test_without_a_server(request):\n"
-        "    started = request.config.stash[SERVERS]._shared['redis']\n"
+        "    [started] = request.config.stash[SERVERS]._shared.values()\n"
         "    assert started.result(30).answers()\n"
     )
-    done = run_pytest(package, wait + ASK)
+    done = run_pytest(package, wait + ASK, POOL_TEST_SERVERS="redis")
     assert done.returncode == 0, done.stdout
     assert "redis: Redis" in done.stdout
 
@@ -232,7 +338,7 @@ def test_a_server_given_by_url_is_used_and_never_disturbed(
     assert given.answers()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].programs])
 def test_without_docker_an_installed_server_does_the_same(
     own: Servers, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,7 +50,7 @@ def listen_to(process: subprocess.Popen[str], *words: str) -> str:
     raise AssertionError(f"it ended without saying {words}: {''.join(said)}")
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres", "mariadb"])
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "mysql", "mariadb"])
 def test_quickstart_runs_on_each_database(kind: str, run: Run, server: ServerFactory) -> None:
     """By its URL alone; without one on SQLite."""
     said = run("quickstart.py", **({} if kind == "sqlite" else {"DATABASE_URL": server(kind).url}))

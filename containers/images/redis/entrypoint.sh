@@ -1,9 +1,10 @@
 #!/bin/sh
-# Redis with the command line of the official image.
+# Redis or Valkey ($SERVER) with the command line of the official images.
 set -eu
-case "${1:-}" in '' | -*) set -- redis-server "$@" ;; esac
-[ "$1" = redis-server ] || exec "$@"
+case "${1:-}" in '' | -*) set -- "$SERVER" "$@" ;; esac
+[ "$1" = "$SERVER" ] || exec "$@"
 shift
-chown redis:redis .
+user=${SERVER%-server}
+chown "$user:$user" .
 # Debian's build refuses remote clients without a password; the official image does not.
-exec setpriv --reuid=redis --regid=redis --init-groups redis-server --protected-mode no "$@"
+exec setpriv --reuid="$user" --regid="$user" --init-groups "$SERVER" --protected-mode no "$@"

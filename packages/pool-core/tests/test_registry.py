@@ -174,6 +174,15 @@ def test_whatever_goes_wrong_in_the_import_is_an_import_error(
     assert "pool-fake 1.2" in text
 
 
+def test_a_malformed_entry_point_of_another_distribution_hides_no_adapter(adapters: Adapters) -> None:
+    """Since Python 3.15 the library raises for all entry points when one, of any group, is malformed."""
+    module = adapters.install("fake", "FAKE")
+    adapters.install("other", dist="pool-other", target="no target")
+    Pool.from_url("fake://h")
+    assert adapters.seen(module) == ["fake://h"]
+    assert "pool-other 1.2" in error_of(lambda: Pool.from_url("other://h"), ImportError)
+
+
 def test_an_entry_point_that_is_not_callable_is_refused(adapters: Adapters) -> None:
     """A module instead of the object in it is the likely mistake."""
     adapters.install("fake", source="make = 3")

@@ -1,4 +1,4 @@
-"""The MariaDB of these tests, and what every test does with it."""
+"""The MySQL or MariaDB of these tests, and what every test does with it."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ from typing import Any
 
 import pymysql
 import pytest
+from mysql_dialects import DIALECTS
 from pool_mysql import Connection, MySQLConnectionManager
 
 from containers.servers import Server, ServerFactory
@@ -19,6 +20,7 @@ class Database:
 
     def __init__(self, server: Server) -> None:
         self.server = server
+        self.dialect = DIALECTS[server.name]
         self.url = server.url
         self.host, self.port = server.host, server.port
         self.user, self.password, self.name = server.user or "", server.password or "", server.database or ""
@@ -43,6 +45,22 @@ class Database:
         """The rows of a statement, None where it has none."""
         await conn.query(sql)
         return conn._result.rows
+
+    @staticmethod
+    async def in_transaction(conn: Connection) -> bool:
+        """Whether a transaction is open: the answer to a ping carries it."""
+        await conn.ping(reconnect=False)
+        return bool(conn.get_transaction_status())
+
+    def things_are_locked(self) -> bool:
+        """Whether a transaction of somebody holds the rows of `things`."""
+        try:
+            self.admin("SELECT number FROM things FOR UPDATE NOWAIT")
+        except pymysql.OperationalError as error:
+            if error.args[0] not in {1205, 3572}:  # MariaDB's and MySQL's number for a lock that is not to be had
+                raise
+            return True
+        return False
 
     @contextlib.asynccontextmanager
     async def front(self, answers: Mapping[bytes, bytes | None]) -> AsyncIterator[int]:
@@ -111,17 +129,19 @@ def connect_error() -> Callable[[MySQLConnectionManager], Exception]:
 
 
 @pytest.fixture(scope="session")
-def db(server: ServerFactory) -> Database:
-    """The run's shared server, with the table `things(number)`."""
-    database = Database(server("mariadb"))
+def db(server: ServerFactory, dialect: str) -> Database:
+    """The run's shared server, MySQL and then MariaDB, with the table `things(number)`, which has one row."""
+    database = Database(server(dialect))
     database.admin("CREATE TABLE IF NOT EXISTS things (number INT) ENGINE=InnoDB")
+    database.admin("DELETE FROM things")
+    database.admin("INSERT INTO things VALUES (0)")
     database.admin("CREATE DATABASE IF NOT EXISTS other")
     database.admin(f"GRANT ALL ON other.* TO '{database.user}'@'%'")
     return database
 
 
 @pytest.fixture(scope="module")
-def own(server: ServerFactory) -> Iterator[Database]:
+def own(server: ServerFactory, dialect: str) -> Iterator[Database]:
     """A server of the module's own, for faults that would disturb others."""
-    with server("mariadb", fresh=True) as mine:
+    with server(dialect, fresh=True) as mine:
         yield Database(mine)

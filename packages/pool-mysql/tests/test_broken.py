@@ -6,6 +6,7 @@ from typing import Any
 
 import aiomysql
 import pytest
+from mysql_dialects import numbers
 from pool_core.testing import FaultProxy
 from pool_mysql import Connection, MySQLConnectionManager
 
@@ -130,11 +131,12 @@ def test_a_converter_that_raised_in_the_middle_of_the_rows(db: Any, rows: int) -
         raise ValueError("no such thing")
 
     async def main() -> None:
-        conv = {**aiomysql.connection.decoders, aiomysql.connection.FIELD_TYPE.LONGLONG: refuse}
+        types = aiomysql.connection.FIELD_TYPE
+        conv = {**aiomysql.connection.decoders, types.LONGLONG: refuse, types.LONG: refuse}
         async with db.connection() as (manager, conn):
             conn.decoders = conv
             with pytest.raises(ValueError, match="no such thing"):
-                await db.ask(conn, f"SELECT seq FROM seq_1_to_{rows}")
+                await db.ask(conn, numbers(rows))
             assert manager.has_broken(conn)
             conn._reader._buffer.clear()
             assert manager.has_broken(conn), "even while nothing has arrived"
@@ -148,7 +150,7 @@ def test_an_unbuffered_result_that_was_not_read_to_its_end(db: Any) -> None:
     async def main() -> None:
         async with db.connection() as (manager, conn):
             cursor = await conn.cursor(aiomysql.SSCursor)
-            await cursor.execute("SELECT seq FROM seq_1_to_100000")
+            await cursor.execute(numbers(100_000))
             assert await cursor.fetchone() == (1,)
             assert manager.has_broken(conn)
             conn._reader._buffer.clear()
@@ -194,7 +196,7 @@ def test_an_answer_cut_in_the_middle(db: Any) -> None:
             async with db.connection(port=proxy.port) as (manager, conn):
                 proxy.cut(20)
                 with pytest.raises(aiomysql.OperationalError, match="Lost connection"):
-                    await db.ask(conn, "SELECT seq FROM seq_1_to_1000")
+                    await db.ask(conn, numbers(1000))
                 assert manager.has_broken(conn)
 
     asyncio.run(main())

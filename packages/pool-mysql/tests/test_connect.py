@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ssl
 from typing import Any
 
 import aiomysql
@@ -83,9 +82,9 @@ def test_a_failing_init_command_is_not_retried_and_leaves_no_connection(db: Any,
     assert db.connected() <= before
 
 
-def test_max_connections_is_worth_a_retry(server: ServerFactory, db: Any) -> None:
+def test_max_connections_is_worth_a_retry(server: ServerFactory, dialect: str) -> None:
     """Others close theirs."""
-    with server("mariadb", fresh=True, args=["--max-connections=10", "--extra-max-connections=1"]) as mine:
+    with server(dialect, fresh=True, args=["--max-connections=10"]) as mine:
         manager = MySQLConnectionManager(mine.url)
 
         async def main() -> Any:
@@ -165,26 +164,6 @@ def test_a_callable_that_fails_may_succeed_later(db: Any, connect_error: Any) ->
     error = connect_error(manager)
     assert isinstance(error, TokenServiceDown)
     assert manager.is_transient(error)
-
-
-def test_caching_sha2_password_works_with_tls_and_for_a_new_login(db: Any) -> None:
-    """The login method of new accounts in MySQL 8; MariaDB has none like it."""
-    if db.server.name != "MySQL":
-        pytest.skip(
-            f"caching_sha2_password is MySQL's, this is {db.server.name}: set POOL_TEST_MARIADB_URL to a MySQL 8"
-        )
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    db.admin("CREATE USER IF NOT EXISTS sha2@'%' IDENTIFIED WITH caching_sha2_password BY 'secret'")
-    db.admin(f"GRANT ALL ON {db.name}.* TO sha2@'%'")
-
-    async def main() -> None:
-        async with db.connection(user="sha2", password="secret", ssl=context, reset="strict") as (manager, conn):
-            for _ in range(2):
-                await manager.reset(conn)
-                assert await db.ask(conn, "SELECT 1") == ((1,),)
-
-    asyncio.run(main())
 
 
 def test_update_serves_new_connections_and_leaves_old_ones(own: Any) -> None:

@@ -6,14 +6,15 @@ import ssl
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pymysql
 import pytest
+from mysql_dialects import DIALECTS, Dialect
 from pool_core.testing import FaultProxy, acancel_everywhere
 from pool_mysql import MySQLConnectionManager, TLSRefusedError
 
-from containers.servers import ServerFactory
+from containers.servers import Server, ServerFactory
 
 HERE = Path(__file__).parent
 
@@ -22,9 +23,13 @@ def _root(server: Any) -> Any:
     return pymysql.connect(host=server.host, port=server.port, user="root", password=server.password)
 
 
+def dialect_of(server: Server) -> Dialect:
+    return DIALECTS[server.name]
+
+
 @pytest.fixture(scope="module")
-def secured(server: ServerFactory) -> Iterator[Any]:
-    with server("mariadb", fresh=True) as mine:
+def secured(server: ServerFactory, dialect: str) -> Iterator[Any]:
+    with server(dialect, fresh=True) as mine:
         if not mine.label.startswith("container"):
             pytest.skip("the server's certificate can be put into a container only")
         certificate, key = ((HERE / f"tls-{name}.pem").read_text() for name in ("cert", "key"))
@@ -44,18 +49,47 @@ def trusting() -> ssl.SSLContext:
     return ssl.create_default_context(cafile=HERE / "tls-cert.pem")
 
 
-def test_demanded_and_not_offered_is_refused_before_the_login_is_sent(db: Any, trusting: ssl.SSLContext) -> None:
+def test_demanded_and_not_offered_is_refused_before_the_login_is_sent(
+    server: ServerFactory, dialect: str, trusting: ssl.SSLContext
+) -> None:
     """aiomysql goes on in plain text."""
 
-    async def main() -> None:
-        with FaultProxy(db.host, db.port) as proxy:
-            manager = db.manager(port=proxy.port, ssl=trusting)
+    async def main(plain: Server) -> None:
+        with FaultProxy(plain.host, plain.port) as proxy:
+            manager = MySQLConnectionManager(plain.url, port=proxy.port, ssl=trusting)
             with pytest.raises(TLSRefusedError, match="the server does not offer it") as caught:
                 await manager.connect()
             assert not manager.is_transient(caught.value)
             assert proxy.forwarded[0] == 0, "something was sent to a server without TLS"
             await asyncio.sleep(0.02)
             assert proxy.open == 0
+
+    with server(dialect, fresh=True, args=dialect_of(server(dialect)).no_tls) as plain:
+        asyncio.run(main(plain))
+
+
+@pytest.mark.parametrize("reset", ["safe", "strict"])
+def test_the_servers_own_login_method_works_with_and_without_tls(
+    secured: Any, trusting: ssl.SSLContext, reset: Literal["safe", "strict"]
+) -> None:
+    """MySQL's sends the password itself: inside TLS, or encrypted with the server's key; "strict" logs in again."""
+    with contextlib.closing(_root(secured)) as root, root.cursor() as cursor:
+        cursor.execute("DROP USER IF EXISTS own@'%'")
+        cursor.execute("CREATE USER own@'%' IDENTIFIED BY 'secret'")
+        cursor.execute("SELECT plugin FROM mysql.user WHERE user = 'own'")
+        assert cursor.fetchone() == (dialect_of(secured).login_method,)
+
+    async def main() -> None:
+        for tls in (None, trusting):
+            settings = {"host": secured.host, "port": secured.port, "user": "own", "password": "secret"}
+            manager = MySQLConnectionManager(**settings, ssl=tls, reset=reset)
+            conn = await manager.connect()
+            for _ in range(2):  # the server remembers the password after the first login
+                wiping = manager.reset(conn)
+                assert wiping is not None
+                await wiping
+                assert await manager.is_valid(conn)
+            await manager.close(conn)
 
     asyncio.run(main())
 

@@ -29,15 +29,15 @@ def run() -> Callable[[Coroutine[Any, Any, T]], T]:
 
 
 @pytest.fixture
-def redis(server: ServerFactory) -> Server:
-    """The run's shared Redis: without a password, as it comes."""
-    return server("redis")
+def redis(server: ServerFactory, dialect: str) -> Server:
+    """The run's shared Redis, and then Valkey: without a password, as it comes."""
+    return server(dialect)
 
 
 @pytest.fixture(scope="session")
-def guarded(server: ServerFactory) -> Iterator[Server]:
-    """A Redis that asks for a password."""
-    with server("redis", fresh=True, password=PASSWORD) as mine:
+def guarded(server: ServerFactory, dialect: str) -> Iterator[Server]:
+    """A server that asks for a password."""
+    with server(dialect, fresh=True, password=PASSWORD) as mine:
         yield mine
 
 
@@ -48,14 +48,14 @@ def manager(request: pytest.FixtureRequest, redis: Server) -> RedisConnectionMan
 
 
 @pytest.fixture(scope="session")
-def cluster(server: ServerFactory) -> Iterator[fleet.Fleet]:
+def cluster(server: ServerFactory, dialect: str) -> Iterator[fleet.Fleet]:
     """Three masters and three replicas."""
-    with fleet.cluster(server("redis")) as mine:
+    with fleet.cluster(server(dialect)) as mine:
         yield mine
 
 
 @pytest.fixture(scope="session")
-def watched(server: ServerFactory) -> Iterator[tuple[fleet.Fleet, fleet.Fleet]]:
+def watched(server: ServerFactory, dialect: str) -> Iterator[tuple[fleet.Fleet, fleet.Fleet]]:
     """A master, two replicas, three sentinels."""
-    with fleet.sentinels(server("redis")) as mine:
+    with fleet.sentinels(server(dialect)) as mine:
         yield mine

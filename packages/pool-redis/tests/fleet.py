@@ -1,4 +1,4 @@
-"""Several Redis servers that know each other: a cluster of six, and a master with two replicas and three sentinels.
+"""Several Redis or Valkey servers that know each other: a cluster of six, and a master with two replicas and three sentinels.
 
 Containers that share one network namespace, so that the address by which the servers know each other is the one by which
 the tests reach them: 127.0.0.1. Where the run has processes instead of containers, processes.
@@ -169,9 +169,9 @@ def servers(like: Server, commands: dict[int, list[str]]) -> Iterator[Fleet]:
         else:
             import pytest
 
-            program = shutil.which("redis-server")
-            if program is None:
-                pytest.skip("NO SERVER: a fleet needs containers, or redis-server on this machine")
+            program = f"{like.kind}-server"
+            if shutil.which(program) is None:
+                pytest.skip(f"NO SERVER: a fleet needs containers, or {program} on this machine")
             nodes = []
             for port, command in commands.items():
                 directory = stack.enter_context(tempfile.TemporaryDirectory())
@@ -190,9 +190,9 @@ def _ports(count: int) -> list[int]:
     return sorted(ports)
 
 
-def _server(port: int, *more: str) -> list[str]:
+def _server(like: Server, port: int, *more: str) -> list[str]:
     # The shell stands before it so that the image's entry point leaves the command as it is.
-    words = ["redis-server", "--port", str(port), "--dir", "/data", "--save", "''", "--appendonly", "no", *more]
+    words = [f"{like.kind}-server", "--port", str(port), "--dir", "/data", "--save", "''", "--appendonly", "no", *more]
     return ["sh", "-c", "exec " + " ".join([*words, "--protected-mode", "no"])]
 
 
@@ -201,7 +201,7 @@ def cluster(like: Server, masters: int = 3, replicas: int = 1) -> Iterator[Fleet
     """A cluster; every slot is served, every replica is in step."""
     ports = _ports(masters * (1 + replicas))
     more = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1500", "--cluster-announce-ip", "127.0.0.1"]
-    with servers(like, {port: _server(port, *more) for port in ports}) as fleet:
+    with servers(like, {port: _server(like, port, *more) for port in ports}) as fleet:
         lead = ports[:masters]
         for number, port in enumerate(lead):
             first, last = number * 16384 // masters, (number + 1) * 16384 // masters - 1
@@ -245,10 +245,10 @@ def sentinels(like: Server) -> Iterator[tuple[Fleet, Fleet]]:
     """A master with two replicas, and three sentinels that know it as mymaster. Yields servers and sentinels."""
     ports = _ports(6)
     master, watching = ports[0], ports[3:]
-    commands = {master: _server(master)}
+    commands = {master: _server(like, master)}
     for port in ports[1:3]:
         replica = ["--replicaof", "127.0.0.1", str(master), "--replica-announce-ip", "127.0.0.1"]
-        commands[port] = _server(port, *replica, "--repl-diskless-sync-delay", "0")
+        commands[port] = _server(like, port, *replica, "--repl-diskless-sync-delay", "0")
     for port in watching:
         lines = [
             f"port {port}",
@@ -263,7 +263,7 @@ def sentinels(like: Server) -> Iterator[tuple[Fleet, Fleet]]:
         # What a sentinel has learnt survives its restart: the file is written once.
         file = f"/data/sentinel-{port}.conf"
         script = f"test -f {file} || printf '%s\\n' {' '.join(f'{line!r}' for line in lines)} > {file}"
-        commands[port] = ["sh", "-c", f"{script}; exec redis-server {file} --sentinel"]
+        commands[port] = ["sh", "-c", f"{script}; exec {like.kind}-server {file} --sentinel"]
     with servers(like, commands) as fleet:
         both = Fleet([fleet.nodes[port] for port in ports[:3]]), Fleet([fleet.nodes[port] for port in watching])
         watched(*both, replicas=2)

@@ -152,8 +152,8 @@ class TestCluster(ManagerConformance[LeasedRedisCluster]):
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
-    def _server(cls, server: ServerFactory) -> Iterator[None]:
-        with server("redis", fresh=True, password=PASSWORD, args=["--cluster-enabled", "yes"]) as mine:
+    def _server(cls, server: ServerFactory, dialect: str) -> Iterator[None]:
+        with server(dialect, fresh=True, password=PASSWORD, args=["--cluster-enabled", "yes"]) as mine:
             cls.host, cls.port = mine.host, mine.port
             with redis.Redis(host=mine.host, port=mine.port, password=PASSWORD, decode_responses=True) as admin:
                 admin.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)

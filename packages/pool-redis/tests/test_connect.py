@@ -350,9 +350,9 @@ def test_a_unix_socket_works(redis: Server, run: Any, tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_server_that_is_full_is_a_passing_trouble(server: ServerFactory, run: Any) -> None:
+def test_a_server_that_is_full_is_a_passing_trouble(server: ServerFactory, dialect: str, run: Any) -> None:
     """maxclients: the waiters keep their turn, the error names the cause, and the pool goes on when there is room."""
-    with server("redis", fresh=True, args=["--maxclients", "3"]) as mine:
+    with server(dialect, fresh=True, args=["--maxclients", "3"]) as mine:
 
         async def main() -> None:
             manager = RedisConnectionManager(mine.url)

@@ -233,9 +233,9 @@ def test_sentinels_that_do_not_answer_may_come_back(run: Any) -> None:
     run(main())
 
 
-def test_a_sentinel_with_a_password_is_served(server: ServerFactory, run: Any) -> None:
+def test_a_sentinel_with_a_password_is_served(server: ServerFactory, dialect: str, run: Any) -> None:
     """The sentinels' login is not the servers': given the wrong one, waiting does not help."""
-    with server("redis", fresh=True, password=SECRET) as mine:
+    with server(dialect, fresh=True, password=SECRET) as mine:
 
         async def main() -> None:
             for options, cause in (({}, "HELLO must be called"), ({"password": "wrong"}, "invalid")):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib
 import re
-from dataclasses import dataclass, field, fields
-from importlib.metadata import EntryPoint, entry_points
+from dataclasses import dataclass, fields
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
@@ -58,7 +59,6 @@ class Claim:
     scheme: str
     distribution: str
     target: str
-    entry_point: EntryPoint = field(repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.distribution} ({self.target})"
@@ -71,7 +71,7 @@ class Claim:
             TypeError: it is not callable.
         """
         try:
-            made = self.entry_point.load()
+            made = EntryPoint(self.scheme, self.target, GROUP).load()
         except Exception as cause:
             msg = (
                 f"{self} claims the scheme {self.scheme!r} but cannot be imported: {type(cause).__name__}: {cause}; "
@@ -89,10 +89,8 @@ class Claim:
 
 def claims() -> list[Claim]:
     """Look for every claim of every installed distribution, sorted; nothing is imported and nothing remembered."""
-    found: dict[Claim, Claim] = {}  # the same target twice in one distribution is one claim
-    for point in entry_points(group=GROUP):
-        claim = Claim(point.name.lower(), _owner(point), point.value, point)
-        found.setdefault(claim, claim)
+    # A set: the same target twice in one distribution is one claim.
+    found = {Claim(name.lower(), _owner(dist), target) for name, target, dist in _declared()}
     return sorted(found, key=lambda claim: (claim.scheme, claim.distribution, claim.target))
 
 
@@ -156,10 +154,35 @@ def manager_and_options(url: str) -> tuple[ConnectionManager[Any], PoolOptions[A
     return claim.load()(rest), options
 
 
-def _owner(point: EntryPoint) -> str:
+def _declared() -> list[tuple[str, str, Distribution | None]]:
+    """Name, target and distribution of each entry point of the group."""
     try:
-        assert point.dist is not None
-        return f"{point.dist.name} {point.dist.version}"
+        return [(point.name, point.value, point.dist) for point in entry_points(group=GROUP)]
+    except ValueError:
+        pass
+    # Since Python 3.15 one malformed entry point, in whatever group of whatever distribution, hides all of them.
+    found: list[tuple[str, str, Distribution | None]] = []
+    owners: set[str] = set()
+    for dist in distributions():
+        owner = _owner(dist).partition(" ")[0].lower().replace("_", "-")
+        if owner in owners:
+            continue  # another installation of the same distribution comes first
+        owners.add(owner)
+        sections = configparser.ConfigParser(delimiters="=", interpolation=None, strict=False)
+        sections.optionxform = str  # type: ignore[method-assign,assignment]
+        try:
+            sections.read_string(dist.read_text("entry_points.txt") or "")
+        except configparser.Error:
+            continue
+        if sections.has_section(GROUP):
+            found += [(name, target, dist) for name, target in sections.items(GROUP)]
+    return found
+
+
+def _owner(dist: Distribution | None) -> str:
+    try:
+        assert dist is not None
+        return f"{dist.name} {dist.version}"
     except Exception:  # noqa: BLE001 - half-removed ones have no metadata; that must not hide the others
         return "a distribution without metadata"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import runpy
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 from pool_core.testing import ManagerConformance, Probe
 
-_example = runpy.run_path(str(Path(__file__).parents[4] / "examples" / "custom_manager.py"))
-LineManager: Any = _example["LineManager"]
-LineServer: Any = _example["LineServer"]
+# Not by runpy: since Python 3.15 a traceback through a module without a loader is a warning, and warnings are errors here.
+_file = Path(__file__).parents[4] / "examples" / "custom_manager.py"
+_spec = importlib.util.spec_from_file_location("custom_manager", _file)
+assert _spec is not None
+assert _spec.loader is not None
+_example = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_example)
+LineManager: Any = _example.LineManager
+LineServer: Any = _example.LineServer
 
 
 async def _use_elsewhere(conn: Any) -> None:
@@ -66,5 +72,5 @@ class TestLineManager(ManagerConformance[Any]):
 
 def test_the_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     """The documentation walks through it."""
-    asyncio.run(_example["main"]())
+    asyncio.run(_example.main())
     assert capsys.readouterr().out == "100 answers over 4 connections\n"

@@ -179,8 +179,9 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
             now = (database, *now[1:])
         if now[_ROLE:] != self.clean[_ROLE:]:
             role = self.clean[_ROLE]
-            # MySQL gives roles as it takes them, quoted and in a list; MariaDB gives a bare name.
-            await self._ask(f"SET ROLE {role if role and '`' in role else self._name(role, nothing='NONE')}")
+            # MySQL returns a list of quoted roles, or the keyword NONE; MariaDB returns a bare name, or NULL.
+            ready = role is not None and ("`" in role or role == "NONE")
+            await self._ask(f"SET ROLE {role if ready else self._name(role, nothing='NONE')}")
             now = (*now[:_ROLE], *self.clean[_ROLE:])
         if now != self.clean:
             raise SessionStateError(

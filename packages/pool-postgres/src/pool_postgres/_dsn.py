@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Final
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+import re
+from typing import Final, TypeVar
+from urllib.parse import SplitResult, parse_qsl, unquote, unquote_plus, urlsplit
 
-__all__ = ["check", "place"]
+__all__ = ["check", "place", "readable"]
+
+T = TypeVar("T")
 
 SCHEMES: Final = ("postgresql", "postgres")
 _ESCAPE: Final = "percent-encode @ : / ? # and % inside user and password"
+
+
+def readable(dsn: T) -> T | str:
+    """Move a list of hosts that has brackets into the query, ``?host=...``, where the driver reads it the same way.
+
+    `urllib.parse.urlsplit`, which the driver uses, refuses ``h1,[::1]:5433`` as a host since Python 3.14 and in security
+    releases of older ones.
+    """
+    match = isinstance(dsn, str) and re.fullmatch(r"([a-zA-Z]+://)([^/?#@]*@)?([^/?#@]*)([^?#]*)(\?[^#]*)?(#.*)?", dsn)
+    if not match or not {"[", ","} <= set(match[3]):
+        return dsn
+    scheme, login, hosts, path, query, fragment = match.groups(default="")
+    # Beside hosts before the path, the driver ignores these two.
+    kept = [pair for pair in query[1:].split("&") if unquote_plus(pair.partition("=")[0]) not in {"", "host", "port"}]
+    return f"{scheme}{login}{path}?{'&'.join([*kept, f'host={hosts}'])}{fragment}"
 
 
 def check(dsn: object) -> None:

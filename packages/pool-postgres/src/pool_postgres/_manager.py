@@ -231,6 +231,7 @@ class PostgresConnectionManager:
 
     def _check(self, dsn: str | None, options: dict[str, Any]) -> _Settings:
         """Check what can be checked without I/O. Raises TypeError, ValueError."""
+        dsn = _dsn.readable(dsn)
         _dsn.check(dsn)
         if unknown := options.keys() - _DRIVER_KEYWORDS:
             names = ", ".join(map(repr, sorted(unknown)))
