@@ -60,6 +60,7 @@ DECIDERS = [
 ]  # every branch of these is tested
 GUARDED = [
     "guard",
+    "at_rest",
     "storms",
     "get",
     "connecting",
