@@ -527,3 +527,19 @@ async def test_an_outage_that_fails_all_connections_at_once_brakes_nothing() -> 
         await asyncio.gather(*(hold(pool) for _ in range(10)))
         assert loop.time() == pytest.approx(start, abs=0.01)
         books(pool)
+
+
+@virtual
+async def test_a_connect_that_others_cancel_says_so() -> None:
+    """Somebody cancels all tasks of the loop, and the pool's among them."""
+    manager = ScriptedManager(connect=NEVER)
+    async with Pool(manager, retry_connection=False, error_sink=quiet) as pool:
+        getting = asyncio.create_task(pool.get()._acquire())
+        await turns()
+        next(task for task in asyncio.all_tasks() if task.get_name() == "pool: connect").cancel()
+        with pytest.raises(
+            ConnectError, match="cancelled from outside of the pool, or raised CancelledError"
+        ) as caught:
+            await getting
+        assert isinstance(caught.value.__cause__, ConnectionAbortedError)
+        books(pool)

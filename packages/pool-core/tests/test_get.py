@@ -928,3 +928,19 @@ def test_what_is_refused_for_a_mistake_of_the_program_counts_nowhere() -> None:
     assert (totals.gets_started, totals.gets_failed) == (0, 0)
     loop.run_until_complete(pool.close())
     loop.close()
+
+
+@virtual
+async def test_a_connection_found_broken_at_the_get_is_no_error_of_anybody() -> None:
+    """has_broken said so, and raised nothing."""
+    errors: list[BaseException] = []
+    async with Pool(ScriptedManager(), error_sink=errors.append) as pool:
+        await hold(pool)
+        slot = pool._state.fresh[0]
+        slot.conn.broken = True
+        await hold(pool)
+        await turns()
+        assert errors == []
+        assert slot.state == "gone"
+        assert pool.state().statistics.hook_errors == 0
+        books(pool)

@@ -283,3 +283,17 @@ async def test_the_guard_refuses_use_after_release_and_is_transparent_before() -
         with pytest.raises(PoolError, match="was released"):
             _ = kept.id
         books(pool)
+
+
+@virtual
+async def test_a_cancelled_dedicated_connect_ends_the_call_of_the_manager() -> None:
+    """Nobody would ever close what it brings."""
+    manager = ScriptedManager(connect=NEVER)
+    async with Pool(manager, create_timeout=None) as pool:
+        opening = asyncio.ensure_future(pool.dedicated_connection()._connect())
+        await turns()
+        assert manager.running["connect"] == 1
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await turns()
+        assert manager.running["connect"] == 0

@@ -428,3 +428,102 @@ async def test_gets_behind_a_slow_try_get_time_out_in_time() -> None:
         assert lease is not None
         lease.release()
         books(pool)
+
+
+# -- FIFO over idle ones of both kinds
+
+
+async def _three_idle(pool: Pool[Any]) -> list[int]:
+    """Three idle connections, the one unused longest first; return their numbers."""
+    leases = [await pool.get() for _ in range(3)]
+    for lease in leases:
+        lease.release()
+        await asyncio.sleep(1)
+    return [slot.id for slot in [*pool._state.idle.stale, *pool._state.fresh]]
+
+
+@virtual
+async def test_fifo_lends_an_older_fresh_connection_before_a_suspect_one() -> None:
+    """The suspect one was used later, so its validation can wait."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=3, queue_strategy=QueueStrategy.FIFO, alive_bypass=60) as pool:
+        await _three_idle(pool)
+        with pytest.raises(KeyError):
+            async with pool.get():
+                raise KeyError  # the oldest one is the newest now, and suspect
+        oldest = pool._state.fresh[0].id
+        lease = await pool.get()
+        assert lease.connection_id == oldest
+        assert not manager.calls("is_valid")
+        lease.release()
+        books(pool)
+
+
+@virtual
+async def test_fifo_validates_the_oldest_though_another_suspect_one_is_newer_than_a_fresh_one() -> None:
+    """Stale, fresh, stale by time of last use: the first is next."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=3, queue_strategy=QueueStrategy.FIFO, alive_bypass=60) as pool:
+        order = await _three_idle(pool)
+        for raises in (True, False, True):
+            with pytest.raises(KeyError):
+                async with pool.get():
+                    await asyncio.sleep(1)
+                    if raises:
+                        raise KeyError
+                raise KeyError
+        assert (len(pool._state.idle.stale), len(pool._state.fresh)) == (2, 1)
+        lease = await pool.get()
+        assert lease.connection_id == order[0]
+        assert len(manager.calls("is_valid")) == 1
+        lease.release()
+        books(pool)
+
+
+# -- the end of asyncio.run
+
+
+async def _cancel_everybody() -> None:
+    """As asyncio.run does when its main task has ended."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await turns()
+
+
+@virtual
+async def test_a_validation_that_others_cancel_begins_no_task() -> None:
+    """The loop is about to end, and a close begun now would be destroyed pending."""
+    manager = ScriptedManager(without=["terminate"])
+    pool = Pool(manager, max_size=1)
+    await pool.open()
+    await hold(pool)
+    await asyncio.sleep(60)
+    manager.script(is_valid=NEVER)
+    getting = asyncio.ensure_future(hold(pool))
+    await turns()
+    await _cancel_everybody()
+    assert getting.cancelled()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert pool.state().statistics.connections_abandoned == 1
+    await pool.close()
+    books(pool)
+
+
+@virtual
+async def test_a_connect_that_others_cancel_is_not_begun_again_for_a_get_that_is_cancelled_too() -> None:
+    """Which of the two wakes first is chance."""
+    manager = ScriptedManager(connect=NEVER)
+    pool = Pool(manager, max_size=1, error_sink=lambda _: None)
+    await pool.open()
+    gets = [asyncio.ensure_future(hold(pool)) for _ in range(3)]
+    await turns()
+    assert not any(get.done() for get in gets)
+    next(task for task in asyncio.all_tasks() if task.get_name() == "pool: connect").cancel()
+    await asyncio.sleep(0)  # it has ended, and the pool hears of it in the next turn of the loop
+    await _cancel_everybody()
+    assert len(manager.calls("connect")) == 1
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    await pool.close()
+    books(pool)
