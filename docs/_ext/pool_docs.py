@@ -190,11 +190,10 @@ class States(SphinxDirective):
         rows = [["from \\ to", *names[1:]]]
         rows += [[before, *("●" if after in CHANGES[before] else "" for after in names[1:])] for before in names[:-1]]
         group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in rows[0]), cols=len(rows[0]))
-        for number, row in enumerate(rows):
-            part = nodes.thead if number == 0 else nodes.tbody
-            if number < 2:  # the head, then one body for all the rest
-                group += part()
-            group[-1] += nodes.row("", *(nodes.entry("", nodes.paragraph("", cell)) for cell in row))
+        for part, lines in ((nodes.thead(), rows[:1]), (nodes.tbody(), rows[1:])):
+            for line in lines:
+                part += nodes.row("", *(nodes.entry("", nodes.paragraph("", cell)) for cell in line))
+            group += part
         return [nodes.table("", group, classes=["states"])]
 
 
