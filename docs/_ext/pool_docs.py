@@ -191,8 +191,7 @@ class States(SphinxDirective):
         rows += [[before, *("●" if after in CHANGES[before] else "" for after in names[1:])] for before in names[:-1]]
         group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in rows[0]), cols=len(rows[0]))
         for part, lines in ((nodes.thead(), rows[:1]), (nodes.tbody(), rows[1:])):
-            for line in lines:
-                part += nodes.row("", *(nodes.entry("", nodes.paragraph("", cell)) for cell in line))
+            part.extend(nodes.row("", *(nodes.entry("", nodes.paragraph("", cell)) for cell in line)) for line in lines)
             group += part
         return [nodes.table("", group, classes=["states"])]
 
