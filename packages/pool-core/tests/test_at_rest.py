@@ -566,3 +566,107 @@ def test_in_the_child_of_a_fork_the_inherited_timer_does_nothing() -> None:
     loop = VirtualTimeLoop()
     loop.run_until_complete(main())
     loop.close()
+
+
+# -- blocks and lives
+
+
+@virtual
+async def test_a_block_ends_only_the_life_that_it_began() -> None:
+    """Somebody closed the pool under a block, and somebody else has opened it again."""
+    pool = Pool(ScriptedManager())
+    go_on = asyncio.Event()
+
+    async def first() -> None:
+        async with pool:
+            await go_on.wait()
+
+    async def second() -> None:
+        async with pool:
+            go_on.set()
+            await asyncio.sleep(1)
+            await hold(pool)
+
+    one = asyncio.create_task(first())
+    await turns()
+    await pool.close()
+    await asyncio.gather(one, second())
+    assert "closed" in repr(pool)
+    books(pool)
+
+
+def test_a_block_of_a_dead_loop_that_is_thrown_away_ends_nothing() -> None:
+    """Its coroutine is collected while the pool is open on another loop."""
+    pool = Pool(ScriptedManager())
+
+    async def stays() -> None:
+        async with pool:
+            await asyncio.sleep(1000)
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(stays())
+    loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()
+
+    async def uses() -> None:
+        async with pool:
+            task.get_coro().close()
+            await hold(pool)
+
+    asyncio.run(uses())
+    assert "closed" in repr(pool)
+
+
+@virtual
+async def test_a_block_may_be_ended_by_another_task() -> None:
+    """AsyncExitStack.pop_all, an async fixture."""
+    pool = Pool(ScriptedManager())
+    await asyncio.create_task(pool.__aenter__())
+    await hold(pool)
+    await asyncio.create_task(pool.__aexit__(None, None, None))
+    assert "closed" in repr(pool)
+    await pool.__aexit__(None, None, None)  # once too often: nothing to end
+
+
+@virtual
+async def test_a_pool_that_somebody_else_opened_too_outlives_its_cancelled_opener() -> None:
+    """open(wait=False) had returned well."""
+    pool = Pool(ScriptedManager(connect=Delay(5)), min_idle=1)
+    opening = asyncio.create_task(pool.open())
+    await turns()
+    await pool.open(wait=False)
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    await hold(pool)
+    await pool.close()
+    books(pool)
+
+
+def test_a_dirty_block_that_ends_after_its_loop_is_closed_terminates_its_connection() -> None:
+    """It swallowed the GeneratorExit; nothing can be awaited any more."""
+    manager = ScriptedManager()
+    pool = Pool(manager, max_size=1)
+
+    async def ends() -> None:
+        with contextlib.suppress(GeneratorExit):
+            async with pool.get() as conn:
+                conn.dirty = True
+                try:
+                    await asyncio.sleep(1000)
+                except GeneratorExit:
+                    pass
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(pool.open())
+    task = loop.create_task(ends())
+    loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()
+    with contextlib.suppress(RuntimeError):
+        task.get_coro().close()
+
+    async def uses() -> None:
+        async with pool:
+            await hold(pool)
+
+    asyncio.run(uses())
+    assert manager.connections[0].state == "terminated"

@@ -445,3 +445,33 @@ async def test_no_secret_appears_in_anything_the_pool_shows(caplog: pytest.LogCa
         await asyncio.sleep(60)
     shown.append(caplog.text)
     assert "canary" not in "".join(shown)
+
+
+@pytest.mark.parametrize("changes", [1, 3, 99])
+@virtual
+async def test_numbers_read_while_another_thread_changes_them_are_read_again(changes: int) -> None:
+    """Exporters of metrics look from threads of their own: no count may seem to go backwards. At some time it ends."""
+    async with Pool(ScriptedManager(), max_size=1) as pool:
+        await hold(pool)
+        state = pool._state
+        left = [changes]
+
+        class Moves:
+            """A connection whose use ends while it is counted."""
+
+            @property
+            def uses(self) -> int:
+                if left[0]:
+                    left[0] -= 1
+                    state.counters.uses_gone += 1
+                return 0
+
+        slots = state.slots
+        state.slots = {**slots, Moves(): None}  # type: ignore[dict-item]
+        try:
+            numbers = state.snapshot().statistics
+        finally:
+            state.slots = slots
+        served = numbers.gets_direct + numbers.gets_waited
+        assert served == state.counters.uses_gone + (0 if changes == 99 else 1)
+        state.counters.uses_gone = 0

@@ -158,10 +158,10 @@ class Gets(Generic[C]):
         if type(answer) is Slot:
             if answer.holder is not None or answer in self._state.slots:
                 waited = answer.stamp - waiter.started
+                answer.uses += 1  # first: another thread that looks in between must not see more waited than served
                 if not waiter.direct:
                     counters.gets_waited += 1
                     counters.wait_time += waited
-                answer.uses += 1
                 if self._state.observed:
                     self._observe(answer, waited)
                 return answer

@@ -184,6 +184,7 @@ class PooledConnection(Generic[C]):
     @property
     def extensions(self) -> dict[Hashable, Any]:
         """Data of yours that belongs to this connection and survives check-in (r2d2's extensions)."""
+        self._pool._shell.life.check_loop()
         slot, state = self._held(), self._pool._state
         if slot not in state.slots:  # close() has terminated it under its borrower
             return state.extensions.get(slot, {})

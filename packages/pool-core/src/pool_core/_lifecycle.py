@@ -43,12 +43,13 @@ class Outcome:
 class Opening:
     """One open() and all who wait for it."""
 
-    __slots__ = ("ended", "futures", "limit")
+    __slots__ = ("ended", "futures", "limit", "wanted")
 
     def __init__(self) -> None:
         self.limit: Limit | None = None
         self.futures: list[asyncio.Future[Outcome]] = []
         self.ended = False
+        self.wanted = False  # somebody opened it too, and did not wait: it does not end with its opener
 
     def end(self, outcome: Outcome) -> None:
         """Tell all who wait."""
@@ -66,6 +67,7 @@ class Lifecycle(Generic[C]):
     def __init__(self, shell: Shell[C]) -> None:
         self._shell = shell
         self.stage: Literal["new", "opening", "open", "closing", "closed"] = "new"
+        self.number = 0  # of openings
         self.forked = False
         self.thread = 0
         self.loop: asyncio.AbstractEventLoop = cast("asyncio.AbstractEventLoop", None)  # until it is opened
@@ -139,9 +141,10 @@ class Lifecycle(Generic[C]):
                 await self.close(0)  # what is left of an opening that failed or was cancelled
                 continue
             if self.stage == "opening":
-                if not wait:
-                    return
                 assert self._opening is not None
+                if not wait:
+                    self._opening.wanted = True
+                    return
                 joined: asyncio.Future[Outcome] = loop.create_future()
                 self._opening.futures.append(joined)
                 outcome = await joined
@@ -155,6 +158,7 @@ class Lifecycle(Generic[C]):
 
     async def _open(self, loop: asyncio.AbstractEventLoop, *, wait: bool) -> None:
         shell = self._shell
+        self.number += 1
         self.loop = loop
         self.thread = get_ident()
         # The pool's tasks see the context of open(), not that of whoever happened to be first to wait.
@@ -178,6 +182,9 @@ class Lifecycle(Generic[C]):
             outcome = await opened
         except BaseException as cancelled:
             if not loop.is_closed() and self._opening is opening and self.stage in ("opening", "open"):
+                if opening.wanted:
+                    self.end_opening(Outcome("open"))
+                    raise
                 self.end_opening(Outcome("cancelled", cancelled))
                 if self.stage == "open":
                     self._aborted = True

@@ -7,6 +7,7 @@ import inspect
 import os
 import warnings
 import weakref
+from asyncio import current_task
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -64,7 +65,7 @@ class Pool(Generic[C]):
         self._reset = self._shell.calls.reset
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        self._blocks = 0  # nested `async with pool:`
+        self._blocks: list[tuple[int, int]] = []  # `async with pool:`: the life that each began in, and its task
 
     @classmethod
     def from_url(cls, url: str, /, **options: Unpack[PoolOptions[Any]]) -> Pool[Any]:
@@ -128,19 +129,26 @@ class Pool(Generic[C]):
         await self._shell.life.close(timeout)
 
     async def __aenter__(self) -> Self:
-        shell = self._shell
-        if not shell.life.is_alive or shell.life.loop.is_closed():
-            self._blocks = 0  # blocks of an earlier life were never ended
         await self.open()
-        self._blocks += 1
+        self._blocks.append((self._shell.life.number, id(asyncio.current_task())))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._blocks -= 1
-        if self._blocks <= 0:  # the outermost one
+        number = self._shell.life.number
+        if (block := self._ended_block(number, dropped=kind is GeneratorExit)) is not None:
+            self._blocks.remove(block)
+        # The outermost one closes; one of an earlier life was closed with it.
+        if (block is None or block[0] == number) and not any(other[0] == number for other in self._blocks):
             await self.close()
+
+    def _ended_block(self, number: int, *, dropped: bool) -> tuple[int, int] | None:
+        """Find the block that ends: of this task, as a rule; one that is dropped as garbage is of an earlier life."""
+        task = id(current_task()) if asyncio._get_running_loop() is not None else 0
+        earlier = [block for block in self._blocks if block[0] != number] if dropped else []
+        mine = [block for block in self._blocks if block[1] == task]
+        return next(reversed(earlier or mine or self._blocks), None)
 
     # -- connections
 

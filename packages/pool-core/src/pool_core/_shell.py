@@ -356,6 +356,9 @@ class Shell(Generic[C]):
         """True: there is nothing to wipe, or it is done. Else the connection comes back later, or is gone."""
         calls, state = self.calls, self.state
         assert calls.reset is not None
+        if self.life.loop.is_closed():  # a block that ended after its loop: nothing can be awaited any more
+            state.reclaim(slot, now)
+            return False
         if calls.is_clean(slot.conn):
             return True
         failure = wiping = None

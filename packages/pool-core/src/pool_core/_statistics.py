@@ -131,8 +131,11 @@ class Counters:
 def picture(state: PoolState[Any]) -> State:
     """The pool's numbers now. May be called from any thread, as exporters of metrics do."""
     counters = state.counters
-    # A copy, since another thread may be changing it.
-    served = counters.uses_gone + sum(slot.uses for slot in tuple(state.slots))
+    for _ in range(5):  # until nothing has changed meanwhile: another thread may be at it
+        before = _moving(state)
+        served = counters.uses_gone + sum(slot.uses for slot in tuple(state.slots))
+        if _moving(state) == before:
+            break
     ended = served + counters.gets_timed_out + counters.gets_cancelled + counters.gets_failed
     return State(
         idle=len(state.idle),
@@ -158,3 +161,9 @@ def picture(state: PoolState[Any]) -> State:
             hook_errors=counters.hook_errors,
         ),
     )
+
+
+def _moving(state: PoolState[Any]) -> tuple[int, ...]:
+    """What changes together with the uses of the connections."""
+    counters = state.counters
+    return (len(state.slots), counters.uses_gone, counters.gets_waited, counters.waiting)
