@@ -131,12 +131,13 @@ class Counters:
 def picture(state: PoolState[Any]) -> State:
     """The pool's numbers now. May be called from any thread, as exporters of metrics do."""
     counters = state.counters
-    for _ in range(5):  # until nothing has changed meanwhile: another thread may be at it
+    for _ in range(20):  # until nothing has changed meanwhile: another thread may be at it
         before = _moving(state)
-        served = counters.uses_gone + sum(slot.uses for slot in tuple(state.slots))
+        _, uses_gone, waited, waiting, ended = before
+        served = uses_gone + sum(slot.uses for slot in tuple(state.slots))
         if _moving(state) == before:
             break
-    ended = served + counters.gets_timed_out + counters.gets_cancelled + counters.gets_failed
+    ended += served
     return State(
         idle=len(state.idle),
         in_use=state.in_use(),
@@ -144,11 +145,11 @@ def picture(state: PoolState[Any]) -> State:
         validating=len(state.validating),
         resetting=len(state.resetting),
         closing=len(state.closing),
-        waiting=counters.waiting,
+        waiting=waiting,
         statistics=Statistics(
-            gets_started=ended + counters.waiting,
-            gets_direct=served - counters.gets_waited,
-            gets_waited=counters.gets_waited,
+            gets_started=ended + waiting,
+            gets_direct=served - waited,
+            gets_waited=waited,
             gets_timed_out=counters.gets_timed_out,
             gets_cancelled=counters.gets_cancelled,
             gets_failed=counters.gets_failed,
@@ -166,4 +167,5 @@ def picture(state: PoolState[Any]) -> State:
 def _moving(state: PoolState[Any]) -> tuple[int, ...]:
     """What changes together with the uses of the connections."""
     counters = state.counters
-    return (len(state.slots), counters.uses_gone, counters.gets_waited, counters.waiting)
+    ended = counters.gets_timed_out + counters.gets_cancelled + counters.gets_failed
+    return (len(state.slots), counters.uses_gone, counters.gets_waited, counters.waiting, ended)
