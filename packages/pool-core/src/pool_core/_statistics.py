@@ -131,13 +131,8 @@ class Counters:
 def picture(state: PoolState[Any]) -> State:
     """The pool's numbers now. May be called from any thread, as exporters of metrics do."""
     counters = state.counters
-    for _ in range(20):  # until nothing has changed meanwhile: another thread may be at it
-        before = _moving(state)
-        _, uses_gone, waited, waiting, ended = before
-        served = uses_gone + sum(slot.uses for slot in tuple(state.slots))
-        if _moving(state) == before:
-            break
-    ended += served
+    uses_gone, waited, waiting, unserved, uses = _together(state)
+    served = uses_gone + uses
     return State(
         idle=len(state.idle),
         in_use=state.in_use(),
@@ -147,7 +142,7 @@ def picture(state: PoolState[Any]) -> State:
         closing=len(state.closing),
         waiting=waiting,
         statistics=Statistics(
-            gets_started=ended + waiting,
+            gets_started=served + unserved + waiting,
             gets_direct=served - waited,
             gets_waited=waited,
             gets_timed_out=counters.gets_timed_out,
@@ -164,8 +159,17 @@ def picture(state: PoolState[Any]) -> State:
     )
 
 
-def _moving(state: PoolState[Any]) -> tuple[int, ...]:
-    """What changes together with the uses of the connections."""
+def _together(state: PoolState[Any]) -> tuple[int, int, int, int, int]:
+    """Read the numbers that must agree: again, while another thread changes them, and at some time as they are."""
+    for _ in range(20):
+        before = _gets(state), len(state.slots)
+        uses = sum(slot.uses for slot in tuple(state.slots))
+        if (_gets(state), len(state.slots)) == before:
+            return (*before[0], uses)
+    return (*_gets(state), sum(slot.uses for slot in tuple(state.slots)))
+
+
+def _gets(state: PoolState[Any]) -> tuple[int, int, int, int]:
     counters = state.counters
-    ended = counters.gets_timed_out + counters.gets_cancelled + counters.gets_failed
-    return (len(state.slots), counters.uses_gone, counters.gets_waited, counters.waiting, ended)
+    unserved = counters.gets_timed_out + counters.gets_cancelled + counters.gets_failed
+    return counters.uses_gone, counters.gets_waited, counters.waiting, unserved
