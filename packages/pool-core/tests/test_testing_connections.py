@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import Any
 
 import pytest
 from pool_core import Pool, PoolTimeout
+from pool_core._slot import Slot
+from pool_core._supply import Trials
 from pool_core.testing import NEVER, OK, Delay, Gate, ScriptedManager, SwallowCancel
 
 from .helpers import books, closed, hold, turns, virtual
@@ -434,3 +437,18 @@ async def test_a_test_or_reset_that_is_always_slow_is_no_reason_to_connect(verb:
         assert len(manager.connections) == 2
         await asyncio.sleep(10)
         books(pool)
+
+
+def test_a_validation_begun_later_may_be_late_earlier() -> None:
+    """What is usual has become shorter since the first one began."""
+    trials: Trials[object] = Trials()
+    trials.last = 1.0
+    slow = trials.begin(Slot(object(), 1, 0.0, 0.0), now=0.0)
+    trials.last = 0.01
+    quick = trials.begin(Slot(object(), 2, 0.0, 0.0), now=0.5)
+    assert trials.late_at() == quick.late_at == 0.6
+    trials.mark_late(0.6)
+    assert (slow.late, quick.late, trials.on_time()) == (False, True, 1)
+    assert trials.late_at() == slow.late_at == 3.0
+    trials.mark_late(3.0)
+    assert (trials.on_time(), trials.late_at()) == (0, inf)

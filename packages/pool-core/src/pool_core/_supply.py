@@ -55,22 +55,19 @@ class Trials(dict[Slot[C], Trial[C]], Generic[C]):
         return len(self) - self.late
 
     def late_at(self) -> float:
-        """When the next one becomes late: they are judged in the order of their start."""
+        """When the next one becomes late. Not in the order of their start: how long is usual changes."""
         if len(self) == self.late:
             return inf
-        return next(trial.late_at for trial in self.values() if not trial.late)
+        return min(trial.late_at for trial in self.values() if not trial.late)
 
     def mark_late(self, now: float) -> None:
         """Judge those that have become late."""
         if len(self) == self.late:
             return
         for trial in self.values():
-            if trial.late:
-                continue
-            if trial.late_at > now:
-                break
-            trial.late = True
-            self.late += 1
+            if not trial.late and trial.late_at <= now:
+                trial.late = True
+                self.late += 1
 
 
 class Connects(dict[Approval[C], None], Generic[C]):
