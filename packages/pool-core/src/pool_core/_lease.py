@@ -75,16 +75,15 @@ class PooledConnection(Generic[C]):
             # The books first: has_broken is foreign code, and may close the pool.
             slot.holder = task
             slot.state = LENT
-            slot.stamp, last_used = state.tick, slot.stamp
             raised: BaseException | None = None
             try:
                 if not pool._has_broken(conn):
+                    slot.stamp = state.tick
                     slot.uses += 1
                     self._slot = slot
                     return conn
             except BaseException as error:  # noqa: BLE001 - raising means broken, also where its answer has no truth
                 raised = error
-            slot.stamp = last_used
             pool._gets.found_broken(slot, raised)
         elif self._slot is not _NEW:
             return self._again()
