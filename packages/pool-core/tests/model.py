@@ -331,7 +331,11 @@ class World:
                 assert get.answer.holder is get, "a lent connection has another owner"
             assert not (get.queued and not state.is_open), "somebody waits for a closed pool"
         for slot in state.slots:
-            assert slot.mark is None or slot.mark in (CloseReason.EVICTED, CloseReason.LIFETIME)
+            assert slot.mark is None or slot.mark in (
+                CloseReason.EVICTED,
+                CloseReason.LIFETIME,
+                CloseReason.POOL_CLOSED,
+            )
         if not state.is_open:
             assert not (len(state.idle) or state.validating), "a closed pool keeps idle connections"
 

@@ -123,21 +123,26 @@ class PooledConnection(Generic[C]):
         pool = self._pool
         state = pool._state
         self._slot = _OVER
-        if kind is None and slot.mark is None and state.plain:
-            try:
-                broken = True if pool._has_broken(slot.conn) else False  # noqa: SIM210 - bool() costs a call
-            except BaseException as raised:  # noqa: BLE001 - raising means broken
-                pool._shell.calls.broken_by(raised)
-                broken = True
-            # Looked at after the question, which may have changed them.
-            if state.slow or broken or slot.mark is not None:
-                pool._shell.pass_on(slot, broken)
-            elif pool._reset is None or pool._shell.wipe(slot):
-                slot.holder = None
-                slot.state = IDLE
-                slot.stamp = state.tick
-                state.fresh.append(slot)
-            return
+        if kind is None and slot.mark is None:
+            if not state.slow:
+                try:
+                    broken = True if pool._has_broken(slot.conn) else False  # noqa: SIM210 - bool() costs a call
+                except BaseException as raised:  # noqa: BLE001 - raising means broken
+                    pool._shell.calls.broken_by(raised)
+                    broken = True
+                if (
+                    broken or slot.mark is not None
+                ):  # looked at again: has_broken may have evicted it, or closed the pool
+                    pool._shell.pass_on(slot, broken)
+                elif pool._reset is None or pool._shell.wipe(slot):
+                    slot.holder = None
+                    slot.state = IDLE
+                    slot.stamp = state.tick
+                    state.fresh.append(slot)
+                return
+            if state.plain:
+                pool._shell.pass_on(slot)
+                return
         if slot.conn is not None:
             shell, life = pool._shell, pool._shell.life
             if life.forked:

@@ -300,10 +300,16 @@ class Shell(Generic[C]):
             how |= BROKEN
         return self.state.give_back(slot, now, how)
 
-    def pass_on(self, slot: Slot[C], broken: bool) -> None:
-        """End a lease that ended well, in a plain pool: mostly, somebody waits for its connection."""
+    def pass_on(self, slot: Slot[C], broken: bool | None = None) -> None:
+        """End a lease that ended well, in a plain pool: mostly, somebody waits for its connection. None: not asked yet."""
         state = self.state
         now = self.life.loop.time()
+        if broken is None:
+            try:
+                broken = True if self.calls.has_broken(slot.conn) else False  # noqa: SIM210 - bool() costs a call
+            except BaseException as error:  # noqa: BLE001 - raising means broken
+                self.calls.broken_by(error)
+                broken = True
         if broken or slot.mark is not None or not state.plain:  # has_broken may have called back into the pool
             to_wipe = state.give_back(slot, now, BROKEN if broken else 0)
         else:

@@ -193,6 +193,8 @@ class PoolState(Generic[C]):
         for slot in list(self.validating):
             self.validating.end(slot)
             self.close_one(slot, CloseReason.POOL_CLOSED, terminate=True)
+        for slot in self.slots:  # lent or being reset: they go when they come back
+            slot.mark = slot.mark or CloseReason.POOL_CLOSED
         self._settle(now)
 
     def terminate_all(self) -> None:
