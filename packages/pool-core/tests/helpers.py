@@ -7,7 +7,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from pool_core.testing import run
+from pool_core.testing import VirtualTimeLoop, run
 
 from .invariants import check_invariants
 
@@ -58,3 +58,24 @@ async def turns(count: int = 5) -> None:
     """Let the loop turn."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def interruptions(main: Callable[[], Coroutine[Any, Any, None]], kind: type[BaseException], *, most: int = 20) -> int:
+    """Run ``main`` to its end, however often the loop is left by an exception of this kind; return how often."""
+    loop = VirtualTimeLoop()
+    count = 0
+    try:
+        task = loop.create_task(main())
+        while not task.done():
+            try:
+                loop.run_until_complete(task)
+            except kind:
+                count += 1
+                assert count < most
+        try:
+            task.result()
+        except kind as error:
+            raise AssertionError(f"{kind.__name__} ended the test's own task") from error
+    finally:
+        loop.close()
+    return count

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pool_core import BrokenConnection, Pool, PoolClosed, PoolError, PoolTimeout
-from pool_core.testing import Delay, ScriptedCustomizer, ScriptedManager, VirtualTimeLoop
+from pool_core.testing import Delay, ScriptedCustomizer, ScriptedManager
 
-from .helpers import books, closed, hold, turns
+from .helpers import books, closed, hold, interruptions, turns
 from .helpers import virtual as on_virtual_time
 
 if TYPE_CHECKING:
@@ -597,27 +597,6 @@ async def test_an_exit_from_a_synchronous_reset_is_raised_after_the_bookkeeping(
         books(pool)
         assert pool.state().in_use == 0
         closed(pool, reset_failed=1)
-
-
-def interruptions(main: Callable[[], Coroutine[Any, Any, None]], kind: type[BaseException]) -> int:
-    """Run ``main`` to its end, however often the loop is left by an exception of this kind; return how often."""
-    loop = VirtualTimeLoop()
-    count = 0
-    try:
-        task = loop.create_task(main())
-        while not task.done():
-            try:
-                loop.run_until_complete(task)
-            except kind:
-                count += 1
-                assert count < 20
-        try:
-            task.result()
-        except kind as error:
-            raise AssertionError(f"{kind.__name__} ended the test's own task") from error
-    finally:
-        loop.close()
-    return count
 
 
 @each_exit

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pool_core.testing import ManagerConformance, Probe
 
-# Not by runpy: since Python 3.15 a traceback through a module without a loader is a warning, and warnings are errors here.
-_file = Path(__file__).parents[4] / "examples" / "custom_manager.py"
-_spec = importlib.util.spec_from_file_location("custom_manager", _file)
-assert _spec is not None
-assert _spec.loader is not None
-_example = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_example)
-LineManager: Any = _example.LineManager
-LineServer: Any = _example.LineServer
+from .example import LineManager, LineServer, main
 
 
 async def _use_elsewhere(conn: Any) -> None:
@@ -72,5 +62,5 @@ class TestLineManager(ManagerConformance[Any]):
 
 def test_the_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     """The documentation walks through it."""
-    asyncio.run(_example.main())
+    asyncio.run(main())
     assert capsys.readouterr().out == "100 answers over 4 connections\n"

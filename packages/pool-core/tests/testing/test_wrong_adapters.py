@@ -8,29 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pool_core.testing import ManagerConformance, Probe
 
-# Not by runpy: since Python 3.15 a traceback through a module without a loader is a warning, and warnings are errors here.
-_file = Path(__file__).parents[4] / "examples" / "custom_manager.py"
-_spec = importlib.util.spec_from_file_location("custom_manager", _file)
-assert _spec is not None
-assert _spec.loader is not None
-_example = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_example)
-LineConnection: Any = _example.LineConnection
-LineManager: Any = _example.LineManager
-LineServer: Any = _example.LineServer
+from .example import LineConnection, LineManager, LineServer
 
 
 class Parts:
