@@ -27,6 +27,7 @@ PACKAGES = ["pool-core", "pool-sqlite", "pool-postgres", "pool-redis", "pool-mys
 ADAPTERS = PACKAGES[1:]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 FLOOR, NEWEST = PYTHONS[0], PYTHONS[-1]
+DAILY = [FLOOR, "3.14", NEWEST]  # by default; the others are for `matrix` and for CI with more than one machine
 FREE_THREADED = "3.14t"  # only in the matrix, and only where there is one
 # What the matrix tries: the servers for the tests of each package.
 SERVERS = {
@@ -37,6 +38,7 @@ SERVERS = {
     "mysql": ["mysql:9", "mariadb:10.11"],
     "mongo": ["mongo:7"],
 }
+WITH_SERVERS = [adapter for adapter in SERVERS if any(SERVERS[adapter])]
 EXTRAS = {"pool-mongo": "[motor]"}  # that their tests need
 DECIDERS = [
     "_agenda.py",
@@ -81,6 +83,17 @@ PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
+nox.options.sessions = [
+    "lint",
+    *(f"tests-{python}" for python in DAILY),
+    "servers",
+    "integration",
+    *(f"cancellation-{python}" for python in DAILY[1:]),
+    "minimums",
+    "demo",
+    "build",
+    "docs",
+]
 
 os.environ["POOL_TEST_RESULTS"] = str(RESULTS)
 nox.options.report = str(RESULTS.with_suffix(".json"))  # its times are printed at the end
@@ -293,7 +306,7 @@ def servers(session: nox.Session) -> None:
 
 
 @nox.session(python=FLOOR)
-@nox.parametrize("backend", ["postgres", "redis", "mysql", "mongo"], ids=["postgres", "redis", "mysql", "mongo"])
+@nox.parametrize("backend", WITH_SERVERS, ids=WITH_SERVERS)
 def integration(session: nox.Session, backend: str) -> None:
     """One adapter against its real server, everything."""
     install(session, ["test", "servers"], ["pool-core", f"pool-{backend}"])
@@ -334,7 +347,7 @@ def minimums(session: nox.Session) -> None:
     ask_adapters(session, "--resolution", "lowest-direct")
 
 
-@nox.session(python=NEWEST, default=False)
+@nox.session(python=NEWEST)
 def latest(session: nox.Session) -> None:
     """The adapters with the newest releases of their drivers, also those that they do not claim to take yet."""
     place = Path(session.create_tmp(), "overrides.txt")
@@ -381,7 +394,7 @@ def docs(session: nox.Session) -> None:
     run_tests(session, "docs", "examples/tests")
 
 
-@nox.session(python=FLOOR, default=False)
+@nox.session(python=FLOOR)
 @nox.parametrize("size", ["full", "quick"], ids=["full", "quick"])
 def bench(session: nox.Session, size: str) -> None:
     """Our pool and others, side by side: full takes minutes, quick less than one."""
@@ -389,7 +402,7 @@ def bench(session: nox.Session, size: str) -> None:
     session.run("python", "-m", "benchmarks", *(["--quick"] if size == "quick" else []), *session.posargs)
 
 
-@nox.session(python=FLOOR, default=False)
+@nox.session(python=FLOOR)
 def soak(session: nox.Session) -> None:
     """Minutes of random load, kills and cancels whose books must balance; the deeper walk of the states."""
     install(session, ["test", "servers"], PACKAGES)
@@ -397,7 +410,7 @@ def soak(session: nox.Session) -> None:
     run_tests(session, "packages", "-m", "soak", "--timeout", "1200")
 
 
-@nox.session(python=False, default=False)
+@nox.session(python=False)
 @nox.parametrize("adapter", list(SERVERS), ids=list(SERVERS))
 def matrix(session: nox.Session, adapter: str) -> None:
     """Every test of an adapter on every server version and Python; the results go into docs/support.md.
