@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 import pytest
-from pool_core import ConnectError, Pool, PoolTimeout
+from pool_core import CloseReason, ConnectError, Pool, PoolTimeout
 from pool_core.testing import NEVER, OK, Delay, FakeConnection, Gate, Outcome, ScriptedManager, SwallowCancel
 
 from .helpers import books, closed, hold, turns, virtual
@@ -543,3 +543,48 @@ async def test_a_connect_that_others_cancel_says_so() -> None:
             await getting
         assert isinstance(caught.value.__cause__, ConnectionAbortedError)
         books(pool)
+
+
+async def burst(pool: Pool[FakeConnection], gets: int) -> None:
+    """More gets than connections, each for a moment."""
+    await asyncio.gather(*(hold(pool, 0.002) for _ in range(gets)))
+
+
+@virtual
+async def test_after_a_burst_one_of_the_unneeded_new_connections_stays() -> None:
+    """HikariCP's and psycopg_pool's spike test: returns served everybody before the connects were done."""
+    manager = ScriptedManager(connect=Delay(0.05))
+    async with Pool(manager, min_idle=5, max_size=10) as pool:
+        await burst(pool, 51)
+        await asyncio.sleep(1)
+        assert pool.state().idle == 6
+        assert pool.state().statistics.connections_closed[CloseReason.SURPLUS] == 2
+        await burst(pool, 51)
+        await asyncio.sleep(1)
+        assert pool.state().idle == 7
+        books(pool)
+
+
+@virtual
+async def test_a_connection_whose_waiter_timed_out_always_stays() -> None:
+    """pgx #1259: without it no get with a timeout shorter than a connect would ever be served."""
+    async with Pool(ScriptedManager(connect=Delay(1)), max_size=3) as pool:
+        for result in await asyncio.gather(*(hold(pool, timeout=0.5) for _ in range(3)), return_exceptions=True):
+            assert isinstance(result, PoolTimeout)
+        await asyncio.sleep(1)
+        assert pool.state().idle == 3
+
+
+@virtual
+async def test_an_unneeded_new_connection_stays_while_all_others_are_in_use() -> None:
+    """The next get will want it."""
+    manager = ScriptedManager(connect=[OK, OK, Delay(0.05)])
+    async with Pool(manager, max_size=4) as pool:
+        former = [await pool.get(), await pool.get()]
+        waiting = [asyncio.create_task(hold(pool, 1)) for _ in range(2)]
+        await turns(2)
+        for lease in former:
+            lease.release()
+        await asyncio.sleep(0.5)
+        assert (pool.state().in_use, pool.state().idle) == (2, 2)
+        await asyncio.gather(*waiting)

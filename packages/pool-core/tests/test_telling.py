@@ -300,8 +300,11 @@ async def test_every_close_reason_is_reached() -> None:
         pool._shell.calls.manager.script(reset=ReplaceConnection())  # type: ignore[attr-defined]
         await hold(pool)
         await turns()
-        pool._shell.calls.manager.script(reset=OK)  # type: ignore[attr-defined]
+        pool._shell.calls.manager.script(reset=OK, connect=Delay(0.1))  # type: ignore[attr-defined]
+        pool.resize(max_size=4)
         await hold(pool)
+        await asyncio.gather(*(hold(pool, 0.01) for _ in range(4)))
+        await asyncio.sleep(1)
     missing = {reason for reason, count in pool.state().statistics.connections_closed.items() if not count}
     assert missing == set()
     books(pool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from math import inf
 from typing import Any
 
@@ -255,6 +256,23 @@ async def test_the_look_at_the_others_happens_once_for_connections_that_died_tog
         for lease in leases:
             lease.release()
         assert len(manager.calls("has_broken")) - before <= 10 + 10
+        books(pool)
+
+
+@virtual
+async def test_a_second_restart_within_the_same_second_casts_doubt_again() -> None:
+    """The warm path stamps with the time of the last event, and that was the first look."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=4, alive_bypass=100) as pool:
+        await fill(pool, 4)
+        for idle in (4, 3):
+            await asyncio.sleep(0.01)
+            async with contextlib.AsyncExitStack() as leases:
+                conns = [await leases.enter_async_context(pool.get()) for _ in range(idle)]
+                conns[0].broken = True
+            tests = len(manager.calls("is_valid"))
+            await asyncio.gather(*(hold(pool) for _ in range(idle - 1)))
+            assert len(manager.calls("is_valid")) == tests + idle - 1
         books(pool)
 
 

@@ -130,9 +130,8 @@ class PooledConnection(Generic[C]):
                 except BaseException as raised:  # noqa: BLE001 - raising means broken
                     pool._shell.calls.broken_by(raised)
                     broken = True
-                if (
-                    broken or slot.mark is not None
-                ):  # looked at again: has_broken may have evicted it, or closed the pool
+                # The mark again: has_broken may have evicted it, or closed the pool.
+                if broken or slot.mark is not None:
                     pool._shell.pass_on(slot, broken)
                 elif pool._reset is None or pool._shell.wipe(slot):
                     slot.holder = None

@@ -294,6 +294,8 @@ class PoolState(Generic[C]):
             self.close_one(slot, CloseReason.EVICTED)
         elif len(self.slots) > self.max_size:
             self.close_one(slot, CloseReason.RESIZED)
+        elif self.supply.is_surplus(approval):
+            self.close_one(slot, CloseReason.SURPLUS)
         else:
             self._stock(slot, now, proven=True)
         self._serve(now)
@@ -634,7 +636,7 @@ class PoolState(Generic[C]):
         self.close_one(slot, reason, terminate=terminate)
         if last_good <= self._swept_at:
             return
-        self._swept_at = now
+        self._swept_at = self.tick  # the warm path stamped with it until now; what it stamps from now on is later
         self.idle.doubt()
         if self.idle.stale:
             self.work.append((Order.SWEEP, None))

@@ -29,6 +29,7 @@ class CloseReason(str, Enum):
     LEAKED = "leaked"
     RESET_FAILED = "reset_failed"
     REPLACED = "replaced"
+    SURPLUS = "surplus"
     POOL_CLOSED = "pool_closed"
 
     def __str__(self) -> str:

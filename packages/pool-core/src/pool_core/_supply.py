@@ -184,6 +184,18 @@ class Supply(Generic[C]):
         state = self._state
         return state.queue.live - state.validating.on_time() - state.resetting.on_time() - state.connects.supply()
 
+    def is_surplus(self, approval: Approval[C]) -> bool:
+        """Tell whether the connection that has just been opened is needed neither by a waiter nor for ``min_idle``.
+
+        A burst is over: its waiters were served by returns. Of the connections still being opened for them the last
+        one stays, so that the pool grows by one with each burst (psycopg_pool does the same) and does not connect in
+        vain for ever. A connection whose waiter gave up always stays: without it no get shorter than a connect would
+        ever be served (pgx #1259).
+        """
+        state = self._state
+        needed = state.queue.live or approval.orphan or len(state.idle) < max(1, state.min_idle)
+        return not needed and len(state.connects) > 0
+
     def too_many_wait(self) -> bool:
         """Compare with ``max_waiting``. What is under way will serve a get each; who asks alone is never one too many."""
         state = self._state
