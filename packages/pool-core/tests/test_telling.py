@@ -263,7 +263,7 @@ async def test_every_close_reason_is_reached() -> None:
     async with Pool(
         ScriptedManager(is_valid=[False], reset=[OK, OSError("no")]),
         max_size=9,
-        max_uses=3,
+        max_uses=9,
         max_lifetime=1000,
         lifetime_jitter=0,
         idle_timeout=100,
@@ -278,7 +278,7 @@ async def test_every_close_reason_is_reached() -> None:
         lease = await pool.get()
         lease.conn.broken = True
         lease.release()
-        for _ in range(3):
+        for _ in range(9):
             await hold(pool)
         await hold(pool)
         pool.evict()
