@@ -27,38 +27,39 @@ from .floors import L0
 
 # semantic -> (method, what stands there as ast.unparse writes it, what stands there instead)
 Cut = tuple[str, str, str]
-_ASK_IN = """try:
-            broken = pool._has_broken(conn)
-        except Exception:
-            broken = True
-        if not broken:"""
-_ASK_OUT = """try:
-                broken = pool._has_broken(slot.conn)
-            except Exception:
-                broken = True
-            if not broken:"""
 CUTS: dict[str, list[Cut]] = {
-    "a dead connection is not lent (has_broken at checkout)": [("__aenter__", _ASK_IN, "if True:")],
-    "a dead connection is not taken back (has_broken on return)": [("__aexit__", _ASK_OUT, "if True:")],
+    "a dead connection is not lent (has_broken at checkout)": [
+        ("__aenter__", "if not pool._has_broken(conn):", "if True:")
+    ],
+    "a dead connection is not taken back (has_broken on return)": [
+        ("__aexit__", "True if pool._has_broken(slot.conn) else False", "False")
+    ],
     "who holds it: holders(), deadlocks, the right loop (current_task)": [
         ("__aenter__", "((task := current_task(pool._loop)) is not None)", "(task := pool)")
     ],
     "the right thread (get_ident)": [("__aenter__", " and (get_ident() == pool._thread)", "")],
     "a lease is entered once, and over when it is over": [
         ("__aenter__", " and self._slot is _NEW", ""),
+        ("__aenter__", "elif self._slot is not _NEW:", "elif False:"),
         ("__aexit__", "self._slot = _OVER", "pass"),
+    ],
+    "the state by name, for what comes late": [
+        ("__aenter__", "slot.state = LENT", "pass"),
+        ("__aexit__", "slot.state = IDLE", "pass"),
     ],
     "idle time, tests, hold times (two stamps, no clock)": [
         ("__aenter__", "slot.stamp = state.tick", "pass"),
         ("__aexit__", "slot.stamp = state.tick", "pass"),
     ],
     "max_uses and statistics (a counter)": [("__aenter__", "slot.uses += 1", "pass")],
-    "evict, discard, lifetime, waiters, exceptions (one test each)": [
+    "evict, discard, lifetime (two looks at the mark)": [
         ("__aexit__", "kind is None and slot.mark is None", "kind is None"),
-        ("__aexit__", "if not state.slow:", "if True:"),
+        ("__aexit__", "if broken or slot.mark is not None:", "if broken:"),
     ],
     "reset": [("__aexit__", "pool._reset is None or pool._shell.wipe(slot)", "True")],
-    "get(timeout=...)": [("get", "if timeout is not None:\n        check_timeout('timeout', timeout)\n    ", "")],
+    "get(timeout=...)": [
+        ("get", "if timeout is not None:\n        timeout = check_timeout('timeout', timeout)\n    ", "")
+    ],
 }
 
 
