@@ -75,6 +75,12 @@ GUARDED += ["hooks_that_raise", "queueing", "standstill", "at_once", "owner", "c
 SETUP = ROOT / "containers" / "setup.sh"
 BRING_PYTHON = ROOT / "containers" / "pythons.sh"
 ONLY_OLDER_SERVERS = 3  # exit code of setup.sh
+SCHEMAS = {  # that check-jsonschema carries
+    "vendor.github-workflows": ".github/workflows/*.yml",
+    "vendor.dependabot": ".github/dependabot.yml",
+    "vendor.readthedocs": ".readthedocs.yaml",
+    "vendor.citation-file-format": "CITATION.cff",
+}
 NEED_SERVERS = {"servers", "integration", "cancellation", "minimums", "latest", "docs", "soak", "matrix"}
 RESULTS = Path(tempfile.gettempdir(), f"pool-core-results-{os.getpid()}")
 SETUP_LOG = RESULTS.with_suffix(".setup.log")
@@ -264,6 +270,11 @@ def lint(session: nox.Session) -> None:
     install(session, ["dev"], PACKAGES)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
+    session.run("codespell")
+    session.run("zizmor", "--offline", "--quiet", ".github")
+    for schema, pattern in SCHEMAS.items():
+        files = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob(pattern))]
+        session.run("check-jsonschema", "--builtin-schema", schema, *files)
     # Tests of different packages share file names, so each package's are checked on their own.
     sources = [f"packages/{package}/src" for package in PACKAGES]
     session.run("mypy", *sources)
@@ -271,7 +282,7 @@ def lint(session: nox.Session) -> None:
     for tests in (f"packages/{package}/tests" for package in PACKAGES):
         session.run("mypy", "--explicit-package-bases", tests, env={"MYPYPATH": f"{base(tests)}:."})
     options = ("--explicit-package-bases", "--exclude", "containers/images/")
-    others = ("containers", "examples", "benchmarks", "noxfile.py", "conftest.py")
+    others = ("containers", "examples", "benchmarks", "tools", "noxfile.py", "conftest.py")
     session.run("mypy", *options, *others, env={"MYPYPATH": "."})
     python = shutil.which("python", path=session.bin) or sys.executable
     session.run("pyright", "--pythonpath", python)
@@ -369,7 +380,8 @@ def demo(session: nox.Session) -> None:
 @nox.session(python=FLOOR)
 def build(session: nox.Session) -> None:
     """Wheels and sdists, checked, installed by plain pip into a clean environment, and tried there."""
-    session.install("uv", "twine")
+    session.install("uv", "twine", "pytest", "pytest-timeout")
+    run_tests(session, "tools")
     place = Path(session.create_tmp()).resolve()
     shutil.rmtree(place)
     for package in PACKAGES:
@@ -392,6 +404,25 @@ def docs(session: nox.Session) -> None:
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
     bring_servers(session)
     run_tests(session, "docs", "examples/tests")
+
+
+@nox.session(name="docs-html", python=None)
+def docs_html(session: nox.Session) -> None:
+    """The documentation alone, without running it."""
+    install(session, ["docs"], PACKAGES)
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session(python=False)
+def release(session: nox.Session) -> None:
+    """Give all packages a new version and date their changelogs: `nox -s release -- 0.2.0`."""
+    session.run(sys.executable, "tools/release.py", "prepare", *session.posargs, external=True)
+
+
+@nox.session(name="release-check", python=False)
+def release_check(session: nox.Session) -> None:
+    """Say what stands between the packages and a release; with a tag, `-- v0.2.0`, whether it fits."""
+    session.run(sys.executable, "tools/release.py", "check", *session.posargs, external=True)
 
 
 @nox.session(python=FLOOR)
