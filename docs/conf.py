@@ -13,7 +13,7 @@ author = "the pool-core contributors"
 copyright = author
 release = tomllib.loads((ROOT / "packages/pool-core/pyproject.toml").read_text())["project"]["version"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "pool_docs"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "pool_docs", "pool_messages"]
 exclude_patterns = ["_build", "_ext"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
