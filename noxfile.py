@@ -96,6 +96,7 @@ nox.options.sessions = [
     "integration",
     *(f"cancellation-{python}" for python in DAILY[1:]),
     "minimums",
+    "instructions",
     "demo",
     "build",
     "docs",
@@ -431,6 +432,20 @@ def bench(session: nox.Session, size: str) -> None:
     """Our pool and others, side by side: full takes minutes, quick less than one."""
     install(session, ["servers", "bench"], PACKAGES)
     session.run("python", "-m", "benchmarks", *(["--quick"] if size == "quick" else []), *session.posargs)
+
+
+@nox.session(python=FLOOR)
+def instructions(session: nox.Session) -> None:
+    """What a get and its return cost in machine instructions, against a named commit: the same number on a noisy machine."""
+    if not shutil.which("valgrind"):
+        may_install = may_set_up() and shutil.which("apt-get") and os.geteuid() == 0
+        if may_install:
+            session.run("apt-get", "install", "-y", "-qq", "valgrind", external=True, silent=True)
+        else:
+            warnings.append("INSTRUCTIONS WERE NOT COUNTED: valgrind is missing (apt-get install valgrind)")
+            session.skip(warnings[-1])
+    install(session, [], ["pool-core"])
+    session.run("python", "-m", "benchmarks.instructions", *session.posargs)
 
 
 @nox.session(python=FLOOR)
