@@ -428,6 +428,7 @@ async def load(opened: Any, tasks: int, seconds: float) -> dict[str, float]:
     return {
         "rate": sum(counts) / wall,
         "cpu": cpu / sum(counts),
+        "p50": percentile(times, 0.5),
         "p99": percentile(times, 0.99),
         "jain": jain(counts),
     }
