@@ -89,6 +89,8 @@ async def test_a_question_at_the_return_may_close_or_evict(
     await asyncio.sleep(1)
     books(pool)
     assert conn.state != "open"
+    reasons = {reason.value for reason, count in pool.state().statistics.connections_closed.items() if count}
+    assert reasons == {"pool_closed" if act == "close" else "evicted"}
     await pool.open()
     async with pool.get(1) as other:
         assert other is not conn

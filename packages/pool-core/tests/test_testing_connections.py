@@ -260,6 +260,23 @@ async def test_the_look_at_the_others_happens_once_for_connections_that_died_tog
 
 
 @virtual
+async def test_an_idle_connection_is_validated_by_its_own_age() -> None:
+    """The one used last may be acquired at once, the older one may not."""
+    manager = ScriptedManager()
+    async with Pool(manager, max_size=2, alive_bypass=1.0) as pool:
+        await fill(pool, 2)
+        async with pool.get():
+            await hold(pool)
+        before = len(manager.calls("is_valid"))
+        await asyncio.sleep(0.8)
+        await hold(pool)
+        await asyncio.sleep(0.8)
+        await asyncio.gather(hold(pool, 0.1), hold(pool, 0.1))
+        assert len(manager.calls("is_valid")) == before + 1
+        books(pool)
+
+
+@virtual
 async def test_a_second_restart_within_the_same_second_casts_doubt_again() -> None:
     """The warm path stamps with the time of the last event, and that was the first look."""
     manager = ScriptedManager()
