@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from pool_core import Pool
 from pool_core.testing import Injector, acancel_everywhere
-from pool_postgres import PostgresConnectionManager, _driver
+from pool_postgres import PostgresConnectionManager, _internals
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -135,12 +135,12 @@ async def test_a_cut_off_query_is_no_breakage(url: str) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert _driver.is_cancelling(conn)
+    assert _internals.is_cancelling(conn)
     assert manager.has_broken(conn) is False
     reset = manager.reset(conn)
     assert reset is not None
     await reset
-    assert not _driver.is_cancelling(conn)
+    assert not _internals.is_cancelling(conn)
     assert manager.has_broken(conn) is False
     assert await manager.is_valid(conn) is True
     await manager.close(conn)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 from pool_core import Pool
-from pool_postgres import PostgresConnectionManager, _driver
+from pool_postgres import PostgresConnectionManager, _internals
 
 if TYPE_CHECKING:
     from containers.servers import Server
@@ -92,7 +92,7 @@ async def test_is_valid_is_one_round_trip_on_its_first_use_too(url: str) -> None
 async def test_the_driver_has_all_that_the_adapter_relies_on(url: str) -> None:
     """A release of asyncpg that moves it must be noticed here first."""
     conn = await asyncpg.connect(url)
-    assert _driver.known(conn)
+    assert _internals.known(conn)
     await conn.close()
 
 
@@ -100,7 +100,7 @@ async def test_with_an_unknown_driver_connections_are_closed_and_not_lent_on(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What cannot be wiped for certain must not reach another borrower."""
-    monkeypatch.setattr(_driver, "_CALLABLE", ("moved_by_a_later_release",))
+    monkeypatch.setattr(_internals, "_CALLABLE", ("moved_by_a_later_release",))
     manager = PostgresConnectionManager(url)
     conn = await manager.connect()
     assert await conn.fetchval("SELECT 1") == 1

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 import pytest
+from pool_core import CloseReason, Pool
 from pool_core.testing import FaultProxy
 from pool_postgres import PostgresConnectionManager
 
@@ -278,7 +279,8 @@ async def test_listeners_are_forgotten_so_that_the_next_add_listener_listens(url
     heard: list[str] = []
     await conn.add_listener("news", lambda *_: heard.append("past"))
     conn.add_log_listener(lambda *_: heard.append("log of the past"))
-    await released(manager, conn)
+    with pytest.warns(asyncpg.InterfaceWarning, match="listeners on 'news': they are removed. Call remove_listener"):
+        await released(manager, conn)
     news = asyncio.Event()
 
     def hear(*_: object) -> None:
@@ -294,19 +296,87 @@ async def test_listeners_are_forgotten_so_that_the_next_add_listener_listens(url
     await manager.close(conn)
 
 
-async def test_a_connection_still_used_by_another_task_is_not_lent_on(url: str) -> None:
+@pytest.mark.parametrize("mode", ["safe", "strict", "none"])
+@pytest.mark.parametrize("prepared", [False, True])
+async def test_a_connection_still_used_by_another_task_is_not_handed_on(url: str, mode: Any, prepared: bool) -> None:
     """reset raises, the pool closes it: two owners would read each other's answers."""
+    async with Pool(PostgresConnectionManager(url, reset=mode), max_size=1) as pool:
+        async with pool.get() as conn:
+            if prepared:
+                statement = await conn.prepare("SELECT pg_sleep(5)")
+                other = asyncio.create_task(statement.fetchval())
+            else:
+                other = asyncio.create_task(conn.execute("SELECT pg_sleep(5)"))
+            await asyncio.sleep(0)
+        async with pool.get() as conn:
+            assert await conn.fetchval("SELECT 1") == 1
+        with pytest.raises(asyncpg.PostgresError):  # cut off, or gone with the connection
+            await other
+        assert pool.state().statistics.connections_closed[CloseReason.RESET_FAILED] == 1
+
+
+async def test_the_look_for_operations_leaves_no_trace(url: str) -> None:
+    """It begins one and ends it before anything is sent."""
+    manager = PostgresConnectionManager(url, reset="none")
+    conn: Any = await manager.connect()
+    for _ in range(100):
+        assert manager.reset(conn) is None
+    sent = conn._protocol.queries_count
+    assert await conn.fetchval("SELECT $1::int", 3) == 3
+    assert conn._protocol.queries_count == sent + 1
+    await manager.close(conn)
+
+
+@pytest.mark.parametrize("mode", ["safe", "none"])
+async def test_a_changed_table_costs_one_error_not_one_per_connection(url: str, mode: Any) -> None:
+    """asyncpg tells its pool to drop all connections' statement caches; ours listens."""
+    async with Pool(PostgresConnectionManager(url, reset=mode), max_size=4) as pool:
+        async with contextlib.AsyncExitStack() as stack:
+            conns = [await stack.enter_async_context(pool.get()) for _ in range(4)]
+            await conns[0].execute("DROP TABLE IF EXISTS changing; CREATE TABLE changing (a int)")
+            for conn in conns:
+                await conn.fetch("SELECT * FROM changing")
+            await conns[0].execute("ALTER TABLE changing ADD COLUMN b int")
+        failed = 0
+        async with contextlib.AsyncExitStack() as stack:
+            for conn in [await stack.enter_async_context(pool.get()) for _ in range(4)]:
+                with contextlib.suppress(asyncpg.InvalidCachedStatementError):
+                    async with conn.transaction():
+                        failed += 1
+                        await conn.fetch("SELECT * FROM changing")
+                        failed -= 1
+            await conn.execute("DROP TABLE changing")
+        assert failed == 1
+
+
+async def test_a_changed_type_is_dropped_from_every_connection_of_the_manager(url: str) -> None:
+    """reload_schema_state() of one connection is meant for all; those of another loop are left alone."""
     manager = PostgresConnectionManager(url)
-    conn = await manager.connect()
-    other = asyncio.create_task(conn.fetchval("SELECT pg_sleep(5)"))
-    await asyncio.sleep(0.05)
-    reset = manager.reset(conn)
-    assert reset is not None
-    with pytest.raises(asyncpg.InterfaceError, match="another operation is in progress"):
-        await reset
-    manager.terminate(conn)
-    with pytest.raises(asyncpg.PostgresConnectionError):
-        await other
+    one, two, elsewhere = conns = [cast("Any", await manager.connect()) for _ in range(3)]
+    for conn in conns:
+        await conn.fetchval("SELECT $1::int", 1)
+        assert len(conn._stmt_cache._entries) == 1
+    loop, elsewhere._loop = elsewhere._loop, object()
+    await one.reload_schema_state()
+    elsewhere._loop = loop
+    dropped = [conn for conn in conns if not conn._stmt_cache._entries]
+    assert dropped == [one, two]
+    for conn in conns:
+        await manager.close(conn)
+
+
+async def test_a_query_cut_off_in_a_transaction_is_replaced_without_a_warning(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With open_transaction="close" that is the normal course of things."""
+    async with Pool(PostgresConnectionManager(url, open_transaction="close"), max_size=1) as pool:
+        with pytest.raises(TimeoutError):
+            async with pool.get() as conn:
+                await conn.execute("BEGIN")
+                await conn.execute("SELECT pg_sleep(5)", timeout=0.05)
+        async with pool.get() as conn:
+            assert await conn.fetchval("SELECT 1") == 1
+    assert not caplog.records
 
 
 async def test_the_wipe_fails_rather_than_leave_something(url: str) -> None:

@@ -194,6 +194,10 @@ class Options:
         self._keywords = {**self._kinds, **(keywords or {})}
         self._refused = dict(refused or {})
 
+    def __contains__(self, name: object) -> bool:
+        """Tell whether a URL's option is one of these, or is refused here by name."""
+        return name in self._kinds or name in self._refused
+
     def read(self, query: Iterable[tuple[str, str]]) -> dict[str, Any]:
         """Read the options of a URL (`URL.query`).
 

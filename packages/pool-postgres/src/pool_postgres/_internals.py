@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import asyncpg
 import asyncpg.transaction
+from asyncpg.protocol.protocol import PreparedStatementState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
@@ -19,15 +22,21 @@ __all__ = [
     "drop",
     "forget_borrower",
     "forget_statements",
+    "is_busy",
     "is_cancelling",
     "known",
+    "meant_to_be_read_only",
     "refuses_settings",
     "tailored",
     "tls_was_refused",
     "was_reading_settings",
 ]
 
-_CALLABLE: Final = ("_mark_stmts_as_closed", "_cancel_current_command")
+_CALLABLE: Final = (
+    *("_mark_stmts_as_closed", "_cancel_current_command"),
+    *("_drop_local_statement_cache", "_drop_global_statement_cache"),
+    *("_drop_local_type_cache", "_drop_global_type_cache"),
+)
 
 
 def known(conn: Any) -> bool:
@@ -42,9 +51,30 @@ def known(conn: Any) -> bool:
             and conn._protocol._is_cancelling() is False
             and callable(conn._protocol._wait_for_cancellation)
             and all(callable(getattr(conn, name)) for name in _CALLABLE)
+            and is_busy(conn) is False
         )
-    except AttributeError:
+    except (AttributeError, TypeError):
         return False
+
+
+def is_busy(conn: Any) -> bool:
+    """Tell whether an operation is under way, without I/O, in some 5 us.
+
+    Of the protocol's methods this one looks at its state, and then refuses a statement that is in use before it sends
+    anything: one error or the other tells.
+    """
+    in_use = PreparedStatementState("", "", conn._protocol, asyncpg.Record, False)
+    in_use.attach()
+    look = conn._protocol.close_statement(in_use, None)
+    try:
+        look.send(None)
+    except asyncpg.InternalClientError:
+        return False
+    except asyncpg.InterfaceError:
+        return True
+    finally:
+        look.close()
+    raise TypeError("this release of asyncpg closes statements in another way")
 
 
 def is_cancelling(conn: Any) -> bool:
@@ -73,14 +103,21 @@ def forget_borrower(conn: Any, *, transaction: bool, listeners: bool) -> None:
         transaction: also forget the transaction object. A ROLLBACK sent as plain SQL leaves it in place, and the next
             ``conn.transaction()`` would be a savepoint in no transaction.
         listeners: also forget listeners. After UNLISTEN the driver would otherwise believe that it still listens, and
-            the next ``add_listener`` would send nothing.
+            the next ``add_listener`` would send nothing. Warns of them, as asyncpg's own pool does.
     """
     conn._pool_release_ctr += 1
     if transaction:
         conn._top_xact = None
-    if listeners:
+    if listeners and (conn._listeners or conn._log_listeners):
+        channels = ", ".join(map(repr, conn._listeners)) or "the server's log messages"
         conn._listeners.clear()
         conn._log_listeners.clear()
+        warnings.warn(
+            f"a connection came back to the pool with listeners on {channels}: they are removed. Call remove_listener, "
+            "or listen on pool.dedicated_connection()",
+            asyncpg.InterfaceWarning,
+            stacklevel=2,
+        )
 
 
 def forget_statements(conn: Any) -> None:
@@ -120,6 +157,14 @@ def refuses_settings(exc: asyncpg.InterfaceError | asyncpg.InternalClientError) 
 _DriverTransaction: Any = asyncpg.transaction.Transaction
 
 
+def meant_to_be_read_only(exc: BaseException) -> bool:
+    """Tell whether the borrower's own ``transaction(readonly=True)`` caused this error."""
+    return getattr(exc, _READ_ONLY, False)
+
+
+_READ_ONLY: Final = "_pool_postgres_read_only"
+
+
 class _Transaction(_DriverTransaction):  # type: ignore[misc]
     """A transaction whose end does not hide why it ended."""
 
@@ -129,6 +174,8 @@ class _Transaction(_DriverTransaction):  # type: ignore[misc]
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         connection = self._connection
+        if self._readonly and isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+            setattr(error, _READ_ONLY, True)
         try:
             await super().__aexit__(kind, error, trace)
         except Exception:
@@ -138,12 +185,14 @@ class _Transaction(_DriverTransaction):  # type: ignore[misc]
                 raise
 
 
-def tailored(base: Any, cancel_timeout: float | None, *, isolated: bool) -> type[Connection]:
+def tailored(base: Any, cancel_timeout: float | None, siblings: Iterable[Any], *, isolated: bool) -> type[Connection]:
     """Derive the connection class that a manager lends from asyncpg's or the user's.
 
     Args:
         base: the class to derive from.
         cancel_timeout: seconds until a cut-off query must be confirmed; None: the driver's way, without end.
+        siblings: all connections of the manager. When asyncpg finds that a table or type was changed, it drops the caches
+            of all connections of its own pool; here, of these.
         isolated: False: leave out a transaction's isolation level, since a savepoint has none.
     """
 
@@ -157,6 +206,14 @@ def tailored(base: Any, cancel_timeout: float | None, *, isolated: bool) -> type
             ) -> _Transaction:
                 self._check_open()
                 return _Transaction(self, isolation if isolated else None, readonly, deferrable)
+
+        def _drop_global_statement_cache(self) -> None:
+            for conn in _of_the_same_loop(self, siblings):
+                conn._drop_local_statement_cache()
+
+        def _drop_global_type_cache(self) -> None:
+            for conn in _of_the_same_loop(self, siblings):
+                conn._drop_local_type_cache()
 
         def _cancel_current_command(self, *waiters: asyncio.Future[None] | None) -> None:
             super()._cancel_current_command(*waiters)
@@ -174,3 +231,8 @@ def tailored(base: Any, cancel_timeout: float | None, *, isolated: bool) -> type
 
     Tailored.__name__, Tailored.__qualname__, Tailored.__module__ = base.__name__, base.__qualname__, base.__module__
     return cast("type[Connection]", Tailored)
+
+
+def _of_the_same_loop(conn: Any, siblings: Iterable[Any]) -> list[Any]:
+    # One manager may serve pools in several threads, and the caches are not made for that.
+    return [conn, *(other for other in list(siblings) if other is not conn and other._loop is conn._loop)]
