@@ -14,7 +14,7 @@ SLOW = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i <
 
 # What a borrower can leave behind, and how the next one would see it.
 STATE = {
-    "attached databases": ("ATTACH ':memory:' AS other", "SELECT name FROM pragma_database_list"),
+    "attached databases": ("ATTACH ':memory:' AS other", "SELECT name FROM pragma_database_list WHERE name <> 'temp'"),
     "temporary tables": (
         """CREATE TEMP TABLE mine (x); CREATE TEMP VIEW seen AS SELECT x FROM mine; CREATE INDEX temp.i ON mine (x);
         CREATE TEMP TRIGGER watch AFTER INSERT ON mine BEGIN DELETE FROM mine; END""",

@@ -250,10 +250,10 @@ def test_a_release_of_the_driver_that_hides_its_calls_lends_no_connection_twice(
     async def look() -> None:
         manager = db.manager(check_same_thread=False)
         with monkeypatch.context() as patch:
-            patch.setattr("pool_sqlite._connection.WatchedConnection._execute", unseen)
+            patch.setattr("pool_sqlite._internals.WatchedConnection._execute", unseen)
             conn = await manager.connect()
         with pytest.raises(sqlite3.NotSupportedError, match="release of aiosqlite"):
-            await manager.reset(conn)
+            manager.reset(conn)
         manager.terminate(conn)
 
     asyncio.run(look())
@@ -297,6 +297,7 @@ def test_what_cannot_be_opened_is_not_transient(db: Any, tmp_path: Path) -> None
         error = connect_error(manager)
         assert isinstance(error, sqlite3.DatabaseError)
         assert text in str(error)
+        assert str(database if isinstance(database, Path) else tmp_path / "missing.db") in str(error)
         assert not manager.is_transient(error)
     assert not (tmp_path / "missing.db").exists()
 

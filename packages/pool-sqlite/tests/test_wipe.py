@@ -1,9 +1,9 @@
 """What a borrower leaves behind is gone before the next one, what a customizer set up is not."""
 
 import asyncio
-import contextlib
 import sqlite3
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiosqlite
@@ -80,22 +80,79 @@ def test_a_cursor_that_was_dropped_costs_no_round_trip(db: Any) -> None:
     asyncio.run(look())
 
 
-def test_the_same_change_is_wiped_each_time(db: Any) -> None:
-    """sqlite3 caches statements, and some PRAGMAs act only when they are compiled: the second wipe would do nothing."""
+CHANGES: dict[str, Callable[[Any], Awaitable[object]]] = {
+    "PRAGMA": lambda conn: conn.execute("PRAGMA foreign_keys = ON"),
+    "PRAGMA in a script": lambda conn: conn.executescript("SELECT 1; pragma Main.Cache_Size(50);"),
+    "a lock taken by a PRAGMA": lambda conn: conn.executescript(
+        "PRAGMA locking_mode = EXCLUSIVE; SELECT * FROM things"
+    ),
+    "a PRAGMA that nobody knows yet": lambda conn: conn.execute("PRAGMA of_the_future = 1"),
+    "journal mode": lambda conn: conn.execute("PRAGMA journal_mode = OFF"),
+    "attached database": lambda conn: conn.execute("ATTACH ':memory:' AS other"),
+    "temporary table": lambda conn: conn.execute("CREATE TEMP TABLE mine (x)"),
+    "temporary table by its schema": lambda conn: conn.execute("CREATE TABLE temp.mine (x)"),
+    "temporary view": lambda conn: conn.execute("CREATE TEMP VIEW mine AS SELECT 1"),
+    "temporary trigger": lambda conn: conn.execute(
+        "CREATE TEMP TRIGGER mine AFTER INSERT ON things BEGIN SELECT 1; END"
+    ),
+    "temporary virtual table": lambda conn: conn.execute("CREATE VIRTUAL TABLE temp.words USING fts5(word)"),
+    "create_function": lambda conn: conn.create_function("lower", 1, lambda _: "mine"),
+    "set_authorizer": lambda conn: conn.set_authorizer(lambda *_: sqlite3.SQLITE_OK),
+    "set_progress_handler": lambda conn: conn.set_progress_handler(lambda: 0, 1),
+    "set_trace_callback": lambda conn: conn.set_trace_callback(lambda _: None),
+    "create_aggregate": lambda conn: conn._execute(conn._conn.create_aggregate, "total", 1, Summer),
+    "create_window_function": lambda conn: conn._execute(conn._conn.create_window_function, "total", 1, Summer),
+    "create_collation": lambda conn: conn._execute(conn._conn.create_collation, "mine", lambda one, other: 0),
+    "setlimit": lambda conn: conn._execute(conn._conn.setlimit, sqlite3.SQLITE_LIMIT_SQL_LENGTH, 50),
+    "something of its own in the thread": lambda conn: conn._execute(lambda: conn._conn.setlimit(1, 50)),
+}
+
+
+class Summer:
+    """An aggregate."""
+
+    def __init__(self) -> None:
+        self.sum = 0
+
+    def step(self, value: int) -> None:
+        self.sum += value
+
+    inverse = step
+
+    def value(self) -> int:
+        return self.sum
+
+    finalize = value
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_the_session_costs_the_connection(db: Any, caplog: pytest.LogCaptureFixture, change: str) -> None:
+    """Each time, without a warning: a new connection costs as much as finding out what there is to undo."""
 
     async def look() -> None:
-        async with db.connection(busy_timeout=1234) as (manager, conn):
-            for _ in range(3):
-                await conn.execute("PRAGMA busy_timeout = 77")
-                await conn.execute("PRAGMA foreign_keys = ON")
-                await conn.execute("ATTACH ':memory:' AS other")
-                await conn.execute("CREATE TEMP TABLE mine (x)")
-                await manager.reset(conn)
-                assert await db.ask(conn, "PRAGMA busy_timeout") == [(1234,)]
-                assert await db.ask(conn, "PRAGMA foreign_keys") == [(0,)]
-                assert [row[1] for row in await db.ask(conn, "PRAGMA database_list")] in (["main"], ["main", "temp"])
-                assert await db.ask(conn, "SELECT name FROM sqlite_temp_master") == []
-                assert manager.reset(conn) is None
+        async with Pool(db.manager(), max_size=1) as pool:
+            for number in range(1, 3):
+                async with pool.get() as conn:
+                    await conn.execute_fetchall("SELECT name FROM things")  # compiled before
+                    await CHANGES[change](conn)
+                async with pool.get() as conn:
+                    assert await db.ask(conn, "SELECT name FROM things") == [("first",)]
+                assert pool.state().statistics.connections_closed[CloseReason.REPLACED] == number
+            assert pool.state().statistics.connections_created == 3
+        assert not caplog.records
+
+    asyncio.run(look())
+
+
+def test_a_virtual_table_of_the_file_is_no_change(db: Any) -> None:
+    """A search index is data."""
+
+    async def look() -> None:
+        async with db.connection() as (manager, conn):
+            await conn.execute("CREATE VIRTUAL TABLE words USING fts5(word)")
+            await conn.execute("ALTER TABLE things ADD COLUMN size INT")
+            await conn.execute("DROP TABLE words")
+            assert manager.reset(conn) is None
 
     asyncio.run(look())
 
@@ -105,7 +162,14 @@ def test_reading_a_pragma_is_no_change(db: Any) -> None:
 
     async def look() -> None:
         async with db.connection() as (manager, conn):
-            for pragma in ("foreign_keys", "table_info(things)", "user_version", "user_version = 5", "optimize"):
+            for pragma in (
+                "foreign_keys",
+                "table_info(things)",
+                "user_version",
+                "user_version = 5",
+                "optimize",
+                "journal_mode=WAL",
+            ):
                 await db.ask(conn, f"PRAGMA {pragma}")
             assert manager.reset(conn) is None
 
@@ -137,29 +201,6 @@ def test_factories_are_put_back_without_a_round_trip(db: Any) -> None:
     asyncio.run(look())
 
 
-def test_hooks_are_taken_off(db: Any) -> None:
-    """An authorizer would forbid the next borrower's statements, a progress handler would end them."""
-
-    async def look() -> None:
-        traced: list[str] = []
-        async with db.connection() as (manager, conn):
-            await conn.set_trace_callback(traced.append)
-            await conn.set_progress_handler(lambda: 1, 1)
-            await conn.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
-            with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
-                await conn.execute("SELECT 1")
-            await manager.reset(conn)
-            traced.clear()
-            assert await db.ask(conn, "SELECT name FROM things") == [("first",)]
-            assert traced == []
-            await conn.execute("PRAGMA foreign_keys = ON")  # our own authorizer is on again
-            wiping = manager.reset(conn)
-            assert wiping is not None
-            await wiping
-
-    asyncio.run(look())
-
-
 def test_a_borrowers_authorizer_works_beside_ours(db: Any) -> None:
     """aiosqlite's API keeps its meaning, and what it lets through is still noticed."""
 
@@ -168,42 +209,20 @@ def test_a_borrowers_authorizer_works_beside_ours(db: Any) -> None:
 
         def authorizer(action: int, *_: object) -> int:
             asked.append(action)
-            return sqlite3.SQLITE_OK
+            return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_DELETE else sqlite3.SQLITE_OK
 
-        async with db.connection() as (manager, conn):
-            await conn.set_authorizer(authorizer)
-            await conn.execute("PRAGMA foreign_keys = ON")
-            assert sqlite3.SQLITE_PRAGMA in asked
-            await manager.reset(conn)
-            assert await db.ask(conn, "PRAGMA foreign_keys") == [(0,)]
+        class Customizer:
+            async def on_connect(self, conn: aiosqlite.Connection) -> None:
+                await conn.set_authorizer(authorizer)
 
-    asyncio.run(look())
-
-
-def test_a_function_costs_the_connection(db: Any) -> None:
-    """sqlite3 cannot remove one: the next borrower's lower() would be somebody else's."""
-
-    async def look() -> None:
-        async with db.connection() as (manager, conn):
-            await conn.create_function("lower", 1, lambda _: "mine")
-            with pytest.raises(sqlite3.ProgrammingError, match="create_function, which cannot be undone.*on_connect"):
-                await manager.reset(conn)
-
-    asyncio.run(look())
-
-
-def test_a_lock_taken_by_a_pragma_is_given_back(db: Any) -> None:
-    """locking_mode=EXCLUSIVE keeps the file's lock, beyond the transaction, until the mode is back and it is read."""
-
-    async def look() -> None:
-        async with db.connection() as (manager, conn):
-            await conn.execute("PRAGMA locking_mode = EXCLUSIVE")
-            await conn.execute("INSERT INTO things VALUES ('second')")
-            await conn.commit()
-            with pytest.raises(sqlite3.OperationalError, match="locked"):
-                db.admin("SELECT * FROM things")
-            await manager.reset(conn)
-            assert len(db.admin("SELECT * FROM things")) == 2
+        async with Pool(db.manager(), max_size=1, customizer=Customizer()) as pool:
+            for number in range(2):
+                async with pool.get() as conn:
+                    await conn.execute("PRAGMA foreign_keys = ON")
+                    assert sqlite3.SQLITE_PRAGMA in asked
+                    with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
+                        await conn.execute("DELETE FROM things")
+                assert pool.state().statistics.connections_created == number + 1
 
     asyncio.run(look())
 
@@ -217,18 +236,6 @@ def test_write_ahead_logging_switched_on_by_a_borrower_stays(db: Any) -> None:
             await manager.reset(conn)
             assert await db.ask(conn, "PRAGMA journal_mode") == [("wal",)]
             assert manager.reset(conn) is None
-
-    asyncio.run(look())
-
-
-def test_another_journal_mode_is_put_back(db: Any) -> None:
-    """Without a journal a crash in the next borrower's transaction would ruin the file."""
-
-    async def look() -> None:
-        async with db.connection() as (manager, conn):
-            await conn.execute("PRAGMA journal_mode = OFF")
-            await manager.reset(conn)
-            assert await db.ask(conn, "PRAGMA journal_mode") == [("delete",)]
 
     asyncio.run(look())
 
@@ -282,7 +289,29 @@ def test_what_a_customizer_sets_up_outlives_every_borrower(db: Any) -> None:
                     conn.row_factory = None
                 async with pool.get() as conn:
                     assert await setting(db, conn) == wanted
-            assert pool.state().statistics.connections_created == 1
+            assert pool.state().statistics.connections_created == 3
+            async with pool.get() as conn:
+                await conn.execute("INSERT INTO kept VALUES ('secret')")
+            async with pool.get() as conn:
+                assert await db.ask(conn, "SELECT * FROM kept") == []
+
+    asyncio.run(look())
+
+
+def test_a_statement_of_the_customizers_is_noticed_when_a_borrower_sends_it(db: Any) -> None:
+    """sqlite3 has it compiled already, and the authorizer sees what is compiled only."""
+
+    class Undecided:
+        async def on_connect(self, conn: aiosqlite.Connection) -> None:
+            await conn.execute("PRAGMA foreign_keys = OFF")
+            await conn.execute("PRAGMA foreign_keys = ON")
+
+    async def look() -> None:
+        async with Pool(db.manager(), max_size=1, customizer=Undecided()) as pool:
+            async with pool.get() as conn:
+                await conn.execute("PRAGMA foreign_keys = OFF")
+            async with pool.get() as conn:
+                assert await db.ask(conn, "PRAGMA foreign_keys") == [(1,)]
 
     asyncio.run(look())
 
@@ -302,7 +331,7 @@ def test_the_first_borrower_is_told_from_the_customizer(db: Any) -> None:
             async with pool.get() as conn:
                 assert conn.row_factory is None
                 assert await db.ask(conn, "PRAGMA foreign_keys") == [(0,)]
-            assert pool.state().statistics.connections_created == 1
+            assert pool.state().statistics.connections_created == 2
 
     asyncio.run(look(Idle()))
     asyncio.run(look(None))
@@ -319,10 +348,8 @@ def test_a_customizers_table_that_a_borrower_drops_costs_the_connection(db: Any)
                 await conn.execute("DROP TABLE temp.kept")
             async with pool.get() as conn:
                 assert ("kept",) in await setting(db, conn)
-            assert pool.state().statistics.connections_closed[CloseReason.RESET_FAILED] == 1
-        assert [str(error) for error in errors] == [
-            "the borrower's changes cannot be undone, the connection is closed: temporary"
-        ]
+            assert pool.state().statistics.connections_closed[CloseReason.REPLACED] == 1
+        assert not errors
 
     asyncio.run(look())
 
@@ -358,11 +385,6 @@ def test_python_312s_autocommit_is_understood(db: Any, autocommit: bool) -> None
                 await manager.reset(conn)
                 assert await db.ask(conn, "SELECT name FROM things") == [("first",)]
                 await conn.rollback()
-                with contextlib.suppress(sqlite3.OperationalError):
-                    await conn.execute("COMMIT")
-                await conn.execute("PRAGMA foreign_keys = OFF")
-                await manager.reset(conn)
-                assert await db.ask(conn, "PRAGMA foreign_keys") == [(1,)]
                 assert conn.in_transaction is not autocommit
 
     asyncio.run(look())

@@ -145,6 +145,7 @@ def test_the_most_specific_row_of_a_table_wins() -> None:
         DriverError(1290),
     ]
     assert [table(error) for error in asked] == ["starting", "shutdown", "fives", "driver", "number"]
+    assert [table(DriverError(code)) for code in ("5", "57P")] == ["fives", "shutdown"]
     assert table(KeyError()) == "any"
     assert table(KeyboardInterrupt()) is None
 

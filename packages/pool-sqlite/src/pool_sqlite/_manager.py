@@ -1,13 +1,16 @@
-"""The manager: the four verbs, and reset, terminate and is_transient."""
+"""The manager: aiosqlite's connections for pool-core."""
 
 from __future__ import annotations
 
 import sqlite3
 import weakref
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Final, Unpack
 
-from ._connection import WatchedConnection
-from ._settings import Settings
+from pool_core import ReplaceConnection, Verdict
+from pool_core.adapters import ErrorTable, dropping_on_failure, is_transient, judge
+
+from ._internals import WatchedConnection
+from ._settings import SqliteSettings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -18,19 +21,31 @@ if TYPE_CHECKING:
 
 __all__ = ["SqliteConnectionManager"]
 
-# Somebody else holds a lock, or the machine is short of something: the same connect may succeed later.
-# https://www.sqlite.org/rescode.html
-_TRANSIENT = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_INTERRUPT,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_FULL,
-    }
+_CODES: Final = "https://www.sqlite.org/rescode.html"
+
+
+def _code(exc: BaseException) -> str | None:
+    return getattr(exc, "sqlite_errorname", None) if isinstance(exc, sqlite3.Error) else None
+
+
+_HEALS: Final = ErrorTable(
+    (("SQLITE_BUSY*", "SQLITE_LOCKED*", "SQLITE_PROTOCOL*"), True, f"{_CODES}: somebody else holds a lock"),
+    (("SQLITE_INTERRUPT*", "SQLITE_NOMEM*", "SQLITE_FULL*"), True, f"{_CODES}: the machine is short of something"),
+    (sqlite3.Error, False, f"{_CODES}: a file that cannot be opened, or is no database"),
+    code=_code,
 )
-_CANNOT_HEAL = (TypeError, ValueError, AttributeError, ImportError)
+_VERDICTS: Final = ErrorTable(
+    # A file that was replaced or overwritten beneath the connections: new ones see the new file. Where the file really is
+    # corrupt, a new connection costs less than a millisecond.
+    (("SQLITE_CORRUPT*", "SQLITE_NOTADB*", "SQLITE_READONLY_DBMOVED"), Verdict.RETIRE_ALL, f"{_CODES}: not this file"),
+    # A connection to a file that may not be written stays so for its life, even when the file may be written again.
+    (
+        ("SQLITE_READONLY*", "SQLITE_IOERR*", "SQLITE_INTERNAL*"),
+        Verdict.CLOSE,
+        f"{_CODES}: what it has read may be wrong",
+    ),
+    code=_code,
+)
 
 
 class SqliteConnectionManager:
@@ -66,11 +81,11 @@ class SqliteConnectionManager:
     reset_keeps_on_connect = True
 
     def __init__(self, database: Database, **options: Unpack[SqliteOptions]) -> None:
-        self._settings = Settings(database, options)
+        self._settings = SqliteSettings(database, options)
         self._anchor: weakref.finalize[[], SqliteConnectionManager] | None = None
 
     def __repr__(self) -> str:
-        return f"SqliteConnectionManager({self._settings.shown!r})"
+        return f"SqliteConnectionManager({self._settings.place()!r})"
 
     def update(self, database: Database | None = None, **options: Unpack[SqliteOptions]) -> None:
         """Change settings for connections opened from now on; call ``pool.evict()`` to retire those opened before.
@@ -81,11 +96,8 @@ class SqliteConnectionManager:
         Raises:
             TypeError, ValueError: as on construction; nothing is changed then.
         """
-        if database is None:
-            self._settings = self._settings.changed(options)
-            return
-        self._settings = self._settings.moved(database, options)
-        if self._anchor is not None:
+        self._settings = self._settings.updated(database, options)
+        if database is not None and self._anchor is not None:
             self._anchor()
             self._anchor = None
 
@@ -93,23 +105,25 @@ class SqliteConnectionManager:
         """Open the database in a thread of its own and read from it, so that a file that is none is found out here.
 
         Raises:
-            sqlite3.Error: as SQLite raises it; ``NotSupportedError`` if ``wal`` or ``foreign_keys`` is refused.
+            sqlite3.Error: as SQLite raises it, with the file's name; ``NotSupportedError`` if ``wal`` or
+                ``foreign_keys`` is refused.
         """
         settings = self._settings
-        if settings.in_memory and self._anchor is None:
-            self._anchor = weakref.finalize(self, settings.anchor().close)
-        conn = WatchedConnection(
-            settings.open,
-            settings.iter_chunk_size,
-            test_transaction=settings.options.get("test_transaction", False),
-            refuse_open=settings.options.get("open_transaction") == "close",
-        )
+        values = settings.values
         try:
-            await conn
-            await conn.execute_fetchall("PRAGMA schema_version")
-        except BaseException:
-            conn.terminate()
-            raise
+            if settings.in_memory and self._anchor is None:
+                self._anchor = weakref.finalize(self, settings.anchor().close)
+            conn = WatchedConnection(
+                settings.open,
+                values.get("iter_chunk_size", 64),
+                test_transaction=values.get("test_transaction", False),
+                refuse_open=values.get("open_transaction") == "close",
+            )
+            with dropping_on_failure(conn.terminate):
+                await conn
+                await conn.execute_fetchall("PRAGMA schema_version")
+        except sqlite3.Error as error:
+            raise _with_the_file(error, settings.place()) from error
         conn.await_setup()
         return conn
 
@@ -133,24 +147,26 @@ class SqliteConnectionManager:
         return conn.particular and conn.misplaced()
 
     def reset(self, conn: aiosqlite.Connection, /) -> Awaitable[None] | None:
-        """Wipe what a borrower left behind; None, without any call into the thread, where there is nothing.
+        """Put back what a borrower left behind; None, without any call into the thread, where there is nothing.
 
-        Wiped: an open transaction, half-read cursors, attached databases, temporary tables and what belongs to them,
-        PRAGMAs of the connection, row_factory, text_factory, isolation_level, autocommit, the authorizer, progress
-        handler and trace callback. What a customizer's on_connect set up stays. Within a test transaction: only a
-        BEGIN left open, cursors and the two factories.
+        Put back: an open transaction, half-read cursors, row_factory, text_factory, isolation_level. What a customizer's
+        on_connect set up stays. Within a test transaction: only a BEGIN left open, cursors and the two factories.
 
         Raises:
-            sqlite3.Error: (from the awaitable) something cannot be undone: a function created, an extension loaded, a
-                temporary table of the customizer's dropped. The pool then closes the connection.
+            ReplaceConnection: the borrower changed the session in another way: a PRAGMA, ATTACH, a temporary table, a
+                function, collation, limit or handler. The pool closes the connection, since opening another one costs
+                as much as finding out what there is to undo.
+            sqlite3.Error: (from the awaitable) the transaction cannot be ended.
         """
         if not isinstance(conn, WatchedConnection):
-            return _refuse("it was not opened by SqliteConnectionManager")
+            raise sqlite3.NotSupportedError("the connection was not opened by SqliteConnectionManager")
         if not conn.watched:
-            return _refuse(
+            raise sqlite3.NotSupportedError(
                 "this release of aiosqlite hides what is executed; pool-sqlite needs aiosqlite>=0.22.1,<0.23"
             )
-        return conn.wipe() if conn.needs_wipe() else None
+        if conn.is_changed():
+            raise ReplaceConnection("the borrower changed the session")
+        return conn.reset() if conn.needs_reset() else None
 
     async def close(self, conn: aiosqlite.Connection, /) -> None:
         """Close the database and end the thread, after calls that are still queued."""
@@ -166,12 +182,25 @@ class SqliteConnectionManager:
 
     def is_transient(self, exc: Exception, /) -> bool:
         """Tell locked, busy, out of memory or disk space (True) from a file that cannot be opened or is none (False)."""
-        if isinstance(exc, sqlite3.Error):
-            code = getattr(exc, "sqlite_errorcode", None)  # extended: the primary code is its low byte
-            return "is locked" in str(exc) if code is None else code & 0xFF in _TRANSIENT
-        return not isinstance(exc, _CANNOT_HEAL)
+        if isinstance(exc, sqlite3.Error) and _code(exc) is None:  # sqlite3's own words
+            return "is locked" in str(exc)
+        return is_transient(exc, _HEALS)
+
+    def judge(self, exc: Exception, conn: aiosqlite.Connection, /) -> Verdict:
+        """Return what an error within a block means for connections.
+
+        RETIRE_ALL: SQLite finds another file, or none, where its own should be (SQLITE_CORRUPT, NOTADB,
+        READONLY_DBMOVED). CLOSE: SQLITE_READONLY, IOERR, INTERNAL.
+        """
+        return judge(exc, _VERDICTS)
 
 
-async def _refuse(why: str) -> None:
-    msg = f"the connection cannot be reset: {why}"
-    raise sqlite3.NotSupportedError(msg)
+def _with_the_file(error: sqlite3.Error, place: str) -> sqlite3.Error:
+    """Make the same error with the name of the file, which SQLite never names."""
+    if place in str(error):
+        return error
+    named = type(error)(f"{error}: {place!r}")
+    for name in ("sqlite_errorcode", "sqlite_errorname"):
+        if hasattr(error, name):
+            setattr(named, name, getattr(error, name))
+    return named

@@ -68,7 +68,7 @@ class ErrorTable(Generic[T]):
         if code in self._codes:
             return self._codes[code]
         if isinstance(code, str):
-            for end in range(len(code) - 1, 0, -1):
+            for end in range(len(code), 0, -1):
                 if (prefix := code[:end] + "*") in self._codes:
                     return self._codes[prefix]
         return next((self._classes[kind] for kind in type(exc).__mro__ if kind in self._classes), None)

@@ -34,7 +34,7 @@ class Settings:
     _from_url: Mapping[str, Any]
     _keywords: Mapping[str, Any]
 
-    def __init__(self, url: str | None = None, keywords: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, url: Any = None, keywords: Mapping[str, Any] | None = None) -> None:
         """Read and check.
 
         Raises:
@@ -42,7 +42,7 @@ class Settings:
         """
         self._settle({} if url is None else self.read(url), keywords or {})
 
-    def read(self, url: str) -> Mapping[str, Any]:
+    def read(self, url: Any) -> Mapping[str, Any]:
         """Turn a URL into keyword arguments. An adapter overrides this."""
         raise NotImplementedError
 
@@ -67,7 +67,7 @@ class Settings:
         """A new dict of all settings, secrets as `Secret`."""
         return {**self._from_url, **self._keywords}
 
-    def updated(self, url: str | None, keywords: Mapping[str, Any]) -> Self:
+    def updated(self, url: Any, keywords: Mapping[str, Any]) -> Self:
         """Make the settings for the connections to come; these stay as they are.
 
         Args:

@@ -1,12 +1,12 @@
-"""The lent connection: an ``aiosqlite.Connection`` that knows what it is doing and what its borrower changed.
+"""The connection that a lease yields: aiosqlite's own, which knows what it is doing and what its borrower changed.
 
 Everything that aiosqlite does passes through its ``_execute``; here that is one small job class, so that a cancelled
 statement is interrupted or never begun, and a loop that is gone does not kill the thread. SQLite's authorizer, which
-sees every statement when it is prepared, tells what leaves session state behind.
+sees every statement when it is compiled, notices what changes the session: such a connection is not used twice.
 
 Privates of aiosqlite used here, and nowhere else in this package: ``_tx``, ``_thread``, ``_running``, ``_connection``, ``_connect``,
 ``_execute`` and ``_STOP_RUNNING_SENTINEL``. Should a release move ``_execute``, ``watched`` stays False, and the manager
-lends no connection twice.
+hands out no connection twice.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ import asyncio
 import atexit
 import re
 import sqlite3
-import sys
 import time
 import weakref
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL  # type: ignore[attr-defined, unused-ignore]
@@ -29,75 +27,27 @@ from aiosqlite.core import _STOP_RUNNING_SENTINEL  # type: ignore[attr-defined, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["SESSION_PRAGMAS", "WatchedConnection"]
+__all__ = ["WatchedConnection"]
 
-# What PRAGMA changes for one connection only, and can read back. Set to something else by a borrower, they are put back.
-SESSION_PRAGMAS = (
-    "analysis_limit",
-    "automatic_index",
-    "busy_timeout",
-    "cache_size",
-    "cache_spill",
-    "cell_size_check",
-    "checkpoint_fullfsync",
-    "count_changes",
-    "defer_foreign_keys",
-    "empty_result_callbacks",
-    "foreign_keys",
-    "full_column_names",
-    "fullfsync",
-    "ignore_check_constraints",
-    "journal_mode",
-    "journal_size_limit",
-    "legacy_alter_table",
-    "locking_mode",
-    "max_page_count",
-    "mmap_size",
-    "query_only",
-    "read_uncommitted",
-    "recursive_triggers",
-    "reverse_unordered_selects",
-    "secure_delete",
-    "short_column_names",
-    "synchronous",
-    "temp_store",
-    "threads",
-    "trusted_schema",
-    "wal_autocheckpoint",
-    "writable_schema",
+_WRITES: Final = frozenset({sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE})
+# PRAGMAs that take an argument and change nothing, or the file, which is no session's. All others are noted: a list of
+# those that change the session would not be complete for the next SQLite.
+_HARMLESS_PRAGMAS: Final = frozenset(
+    {
+        *("application_id", "foreign_key_check", "foreign_key_list", "incremental_vacuum", "index_info", "index_list"),
+        *("index_xinfo", "integrity_check", "optimize", "quick_check", "table_info", "table_list", "table_xinfo"),
+        *("user_version", "wal_checkpoint"),
+    }
 )
-_NOTED_PRAGMAS = frozenset(SESSION_PRAGMAS) | {"case_sensitive_like"}
-
-# Authorizer actions after which the session may differ. sqlite3 exports them under these names.
-_NOTED_ACTIONS = frozenset(
-    getattr(sqlite3, f"SQLITE_{name}")
-    for name in (
-        "ATTACH",
-        "DETACH",
-        "CREATE_TEMP_INDEX",
-        "CREATE_TEMP_TABLE",
-        "CREATE_TEMP_TRIGGER",
-        "CREATE_TEMP_VIEW",
-        "CREATE_VTABLE",
-        "DROP_TEMP_INDEX",
-        "DROP_TEMP_TABLE",
-        "DROP_TEMP_TRIGGER",
-        "DROP_TEMP_VIEW",
-    )
+# What aiosqlite runs in the thread for its own methods. Anything else that goes there (set_authorizer, create_function,
+# setlimit, a function of the borrower's) may leave something behind.
+_HARMLESS_CALLS: Final = frozenset(
+    {
+        *("_execute_fetchall", "_execute_insert", "_reset", "backup", "close", "commit", "cursor", "dumper", "execute"),
+        *("executemany", "executescript", "fetchall", "fetchmany", "fetchone", "rollback"),
+    }
 )
-_TEMP_ORDER = ("trigger", "view", "index", "table")
 
-# Methods that hang something on the connection, and the arguments that take it off again: None where nothing does
-# (sqlite3's create_function(name, n, None) leaves a function that fails).
-_HOOKS: dict[str, tuple[Any, ...] | None] = {
-    "create_function": None,
-    "enable_load_extension": (False,),
-    "load_extension": None,
-    "set_progress_handler": (None, 0),
-    "set_trace_callback": (None,),
-}
-
-_HAS_AUTOCOMMIT = sys.version_info >= (3, 12)
 _SAVEPOINT = "pool_sqlite_test"
 _VERB = re.compile(
     r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?P<verb>BEGIN|COMMIT|END|ROLLBACK)\b(?!\s+(?:TRANSACTION\s+)?TO\b)",
@@ -172,42 +122,29 @@ class _Watch:
         self.borrowers: Callable[..., int] | None = None
 
     def __call__(self, action: int, first: Any, second: Any, database: Any, source: Any) -> int:
-        if action in _NOTED_ACTIONS or (
-            action == sqlite3.SQLITE_PRAGMA and second is not None and first.lower() in _NOTED_PRAGMAS
-        ):
+        if action == sqlite3.SQLITE_PRAGMA:
+            if second is not None and not self._is_harmless(first.lower(), second):
+                self.noticed = True
+        elif action in _WRITES:
+            if database == "temp":  # its schema is a table, too
+                self.noticed = True
+        elif action in {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}:
             self.noticed = True
-        if self._test and action == sqlite3.SQLITE_TRANSACTION:
+        elif self._test and action == sqlite3.SQLITE_TRANSACTION:
             return sqlite3.SQLITE_DENY  # whatever way it came: nothing ends the test transaction
         if self.borrowers is not None:
             return self.borrowers(action, first, second, database, source)
         return sqlite3.SQLITE_OK
 
+    @staticmethod
+    def _is_harmless(pragma: str, argument: str) -> bool:
+        # Write-ahead logging belongs to the file; other journal modes belong to the session.
+        return pragma in _HARMLESS_PRAGMAS or (pragma == "journal_mode" and argument.lower() == "wal")
+
 
 def _set_up(reference: weakref.ref[WatchedConnection], _task: asyncio.Task[Any]) -> None:
     if (connection := reference()) is not None:
         connection.set_up()
-
-
-@dataclass(frozen=True, slots=True)
-class _Session:
-    """What SQL statements and hooks can change about a connection, apart from the database itself."""
-
-    pragmas: dict[str, Any]
-    attached: frozenset[str]
-    temporary: frozenset[tuple[str, str, bool]]  # type, name, virtual
-    hooks: dict[tuple[Any, ...], tuple[tuple[Any, ...], dict[str, Any]]]
-    authorizer: Callable[..., int] | None
-
-    def differences(self, other: _Session) -> list[str]:
-        """Name what is not the same in `other`."""
-        found = [name for name, value in self.pragmas.items() if not _same_pragma(name, value, other.pragmas[name])]
-        kinds = ("attached", "temporary", "hooks", "authorizer")
-        return [*found, *(kind for kind in kinds if getattr(self, kind) != getattr(other, kind))]
-
-
-def _same_pragma(name: str, one: object, other: object) -> bool:
-    # WAL is a property of the file, which other connections share: it is nobody's session state.
-    return one == other or (name == "journal_mode" and "wal" in (one, other))
 
 
 class WatchedConnection(aiosqlite.Connection):
@@ -241,17 +178,13 @@ class WatchedConnection(aiosqlite.Connection):
         self.watched = False
         self._watch = _Watch(test_transaction=test_transaction)
         self.begun = False
-        self._cursors: set[weakref.ref[sqlite3.Cursor]] = set()  # a WeakSet's len() costs more than all of needs_wipe
-        self._hooks: dict[tuple[Any, ...], tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        # The session to go back to: as opened; and as a customizer has set it up, if it did (see `await_setup`).
-        self._fresh: _Session | None = None
-        self._fresh_attributes: tuple[Any, ...] = ()
+        self._cursors: set[weakref.ref[sqlite3.Cursor]] = set()  # a WeakSet's len() costs more than all of needs_reset
+        # What to go back to: as opened, or as a customizer has set it up (see `await_setup`).
+        self._attributes: tuple[Any, ...] = ()
+        self._autocommit: Any = None
         self._opening_task: asyncio.Task[Any] | None = None
         self._on_setup = partial(_set_up, weakref.ref(self))
-        self._setup: _Session | None = None
-        self._setup_attributes: tuple[Any, ...] = ()
-        self._autocommit: Any = None
-        self._setup_wanted = False
+        self._compile_anew = False
 
     # --- calls into the thread ----------------------------------------------------------------------------------------
 
@@ -295,19 +228,16 @@ class WatchedConnection(aiosqlite.Connection):
         return result
 
     def _call(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._setup_wanted:
-            self._setup_wanted = False
-            self._setup = self._read()  # the first call after it was set up: nothing has been changed since
-        if name in _HOOKS:
+        if self._compile_anew:
+            # The customizer's statements may be in sqlite3's cache, and the authorizer sees what is compiled only.
+            self._compile_anew = False
+            assert self._raw is not None
+            self._raw.set_authorizer(self._watch)
+        if name not in _HARMLESS_CALLS:
             self._watch.noticed = True
-            result = fn(*args, **kwargs)
-            key = (name, *args[:2]) if _HOOKS[name] is None else (name,)
-            self._hooks[key] = (args, kwargs)
-            return result
-        if name == "set_authorizer":
-            self._watch.noticed = True
-            self._watch.borrowers = args[0]
-            return fn(self._watch)
+            if name == "set_authorizer":
+                self._watch.borrowers = args[0]
+                return fn(self._watch)
         if self._test:
             return self._within_test(name, fn, args, kwargs)
         return fn(*args, **kwargs)
@@ -362,8 +292,8 @@ class WatchedConnection(aiosqlite.Connection):
     def await_setup(self) -> None:
         """Keep what the task that opened the connection changes until it ends: in a pool that is on_connect.
 
-        So a customizer's PRAGMAs and functions are not wiped as a borrower's. A task that opens connections by hand,
-        and is still there when the connection is first wiped or used by another one, has set nothing up.
+        So a customizer's PRAGMAs and functions are not taken for a borrower's. A task that opens connections by hand,
+        and is still there when the connection is first returned or used by another one, has set nothing up.
         """
         self._opening_task = asyncio.current_task()
         if self._opening_task is not None:
@@ -373,8 +303,8 @@ class WatchedConnection(aiosqlite.Connection):
         """Take the session as it is now for what every borrower gets."""
         if self._opening_task is not None and self._connection is not None:
             self._opening_task = None
-            self._setup_attributes = self._attributes()
-            self._setup_wanted, self._watch.noticed = self._watch.noticed, False
+            self._attributes = self._read_attributes()
+            self._compile_anew, self._watch.noticed = self._watch.noticed, False
 
     def _no_setup(self) -> None:
         if self._opening_task is not None:
@@ -389,31 +319,35 @@ class WatchedConnection(aiosqlite.Connection):
             return not raw.in_transaction or (self._refuse_open and self.begun)
         return self._refuse_open and raw.in_transaction
 
-    def needs_wipe(self) -> bool:
-        """Put the factories back, here and now, and tell whether anything is left that needs the thread."""
+    def is_changed(self) -> bool:
+        """Put the factories back, here and now, and tell whether the borrower did what only a new connection undoes."""
         raw = self._connection
         assert raw is not None
         self._no_setup()
-        row_factory, text_factory, isolation_level = self._setup_attributes
+        row_factory, text_factory, _ = self._attributes
         if raw.row_factory is not row_factory:
             raw.row_factory = row_factory
         if raw.text_factory is not text_factory:
             raw.text_factory = text_factory
+        return self._watch.noticed and not self._test
+
+    def needs_reset(self) -> bool:
+        """Tell whether something is left that the thread can put back."""
+        raw = self._connection
+        assert raw is not None
         if self._test:
             return self.begun or bool(self._cursors)
-        return (
-            raw.in_transaction or self._watch.noticed or bool(self._cursors) or raw.isolation_level != isolation_level
-        )
+        return raw.in_transaction or bool(self._cursors) or raw.isolation_level != self._attributes[2]
 
-    async def wipe(self) -> None:
-        """Go back to the session that was first handed out, proven by reading it again.
+    async def reset(self) -> None:
+        """End the transaction, close half-read cursors, put the isolation level back.
 
         Raises:
-            sqlite3.Error: it cannot be restored; the connection is to be closed.
+            sqlite3.Error: it cannot be done; the connection is to be closed.
         """
-        await self._execute(self._wipe)
+        await self._execute(self._reset)
 
-    def _attributes(self) -> tuple[Any, ...]:
+    def _read_attributes(self) -> tuple[Any, ...]:
         raw = self._raw
         assert raw is not None
         return raw.row_factory, raw.text_factory, raw.isolation_level
@@ -424,12 +358,12 @@ class WatchedConnection(aiosqlite.Connection):
         if self._test:
             raw.execute("BEGIN")
             raw.execute(f"SAVEPOINT {_SAVEPOINT}")
-        self._fresh = self._read()
-        self._fresh_attributes = self._setup_attributes = self._attributes()
+        raw.set_authorizer(self._watch)
+        self._attributes = self._read_attributes()
         self._autocommit = getattr(raw, "autocommit", None)
         return raw
 
-    def _wipe(self) -> None:
+    def _reset(self) -> None:
         raw: Any = self._raw  # `autocommit` is unknown before 3.12
         for reference in list(self._cursors):
             if (cursor := reference()) is not None:
@@ -439,73 +373,12 @@ class WatchedConnection(aiosqlite.Connection):
             if self.begun:
                 self._in_savepoint("ROLLBACK", raw.execute)
             return
-        if raw.in_transaction:
+        if raw.in_transaction and self._autocommit is True:
+            raw.execute("ROLLBACK")  # there sqlite3's rollback() does nothing
+        else:
             raw.rollback()
-        if _HAS_AUTOCOMMIT and (raw.autocommit != self._autocommit or self._autocommit in (True, False)):
-            if raw.in_transaction and raw.autocommit is True:
-                raw.execute("ROLLBACK")  # there sqlite3's rollback() does nothing
-            raw.autocommit = True  # most PRAGMAs do nothing within a transaction
-        if self._watch.noticed:
-            self._restore()
-        if _HAS_AUTOCOMMIT and raw.autocommit != self._autocommit:
-            raw.autocommit = self._autocommit
-        if raw.isolation_level != self._setup_attributes[2]:
-            raw.isolation_level = self._setup_attributes[2]
-
-    def _restore(self) -> None:
-        raw, wanted = self._raw, self._setup or self._fresh
-        assert raw is not None
-        assert wanted is not None
-        self._watch.borrowers = wanted.authorizer
-        for key in [key for key, hook in self._hooks.items() if hook != wanted.hooks.get(key)]:
-            args, kwargs = wanted.hooks.get(key) or (_cleared(key[0]), {})
-            getattr(raw, key[0])(*args, **kwargs)
-            if key in wanted.hooks:
-                self._hooks[key] = wanted.hooks[key]
-            else:
-                del self._hooks[key]
-        found = self._read()
-        for name, value in wanted.pragmas.items():
-            if not _same_pragma(name, found.pragmas[name], value):
-                raw.execute(f"PRAGMA {name} = {value}")
-                if name == "locking_mode":
-                    raw.execute("SELECT count(*) FROM sqlite_master")  # the file's lock goes with the next access
-        surplus = sorted(found.temporary - wanted.temporary, key=lambda one: (not one[2], _TEMP_ORDER.index(one[0])))
-        for kind, name, _ in surplus:
-            raw.execute(f"DROP {kind} IF EXISTS temp.{_quoted(name)}")
-        for name in found.attached - wanted.attached:
-            raw.execute(f"DETACH {_quoted(name)}")
-        if left := wanted.differences(self._read()):
-            msg = f"the borrower's changes cannot be undone, the connection is closed: {', '.join(left)}"
-            raise sqlite3.ProgrammingError(msg)
-        self._watch.noticed = False
-
-    def _read(self) -> _Session:
-        """Read the session's state, past whatever the borrower hung on the connection."""
-        raw = self._raw
-        assert raw is not None
-        watch, text_factory = self._watch, raw.text_factory
-        noticed, authorizer = watch.noticed, watch.borrowers
-        watch.borrowers, raw.text_factory = None, str
-        try:
-            # Setting it makes SQLite compile every cached statement anew. Some PRAGMAs act, and read, when they are
-            # compiled: run from sqlite3's statement cache they would do nothing and tell an old value.
-            raw.set_authorizer(watch)
-            pragmas = {name: _value(raw, f"PRAGMA {name}") for name in SESSION_PRAGMAS}
-            pragmas["case_sensitive_like"] = _value(raw, "SELECT 'a' NOT LIKE 'A'")
-            return _Session(
-                pragmas={name: value for name, value in pragmas.items() if value is not None},
-                attached=frozenset(row[1] for row in _rows(raw, "PRAGMA database_list")) - {"main", "temp"},
-                temporary=frozenset(
-                    (kind, name, str(sql).upper().startswith("CREATE VIRTUAL"))
-                    for kind, name, sql in _rows(raw, "SELECT type, name, sql FROM sqlite_temp_master")
-                    if not name.startswith("sqlite_")
-                ),
-                hooks=dict(self._hooks),
-                authorizer=authorizer,
-            )
-        finally:
-            watch.noticed, watch.borrowers, raw.text_factory = noticed, authorizer, text_factory
+        if raw.isolation_level != self._attributes[2]:
+            raw.isolation_level = self._attributes[2]
 
     # --- the test transaction -----------------------------------------------------------------------------------------
 
@@ -564,31 +437,6 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
     if statement.strip("; \t\r\n"):
         yield statement.removesuffix(";")  # the last one may do without, or be wrong: SQLite will say so
-
-
-def _rows(raw: sqlite3.Connection, sql: str) -> list[tuple[Any, ...]]:
-    cursor = raw.cursor()
-    cursor.row_factory = None
-    return cursor.execute(sql).fetchall()
-
-
-def _value(raw: sqlite3.Connection, sql: str) -> Any:
-    rows = _rows(raw, sql)
-    return rows[0][0] if rows else None
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _cleared(method: str) -> tuple[Any, ...]:
-    if (args := _HOOKS[method]) is None:
-        msg = (
-            f"the borrower called {method}, which cannot be undone: the connection is closed. What all borrowers may"
-            " share belongs into on_connect of the pool's customizer"
-        )
-        raise sqlite3.ProgrammingError(msg)
-    return args
 
 
 _alive: weakref.WeakSet[WatchedConnection] = weakref.WeakSet()
