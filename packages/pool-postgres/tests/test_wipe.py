@@ -339,13 +339,14 @@ async def test_a_changed_table_costs_one_error_not_one_per_connection(url: str, 
             await conns[0].execute("ALTER TABLE changing ADD COLUMN b int")
         failed = 0
         async with contextlib.AsyncExitStack() as stack:
-            for conn in [await stack.enter_async_context(pool.get()) for _ in range(4)]:
+            conns = [await stack.enter_async_context(pool.get()) for _ in range(4)]
+            for conn in conns:
                 with contextlib.suppress(asyncpg.InvalidCachedStatementError):
                     async with conn.transaction():
                         failed += 1
                         await conn.fetch("SELECT * FROM changing")
                         failed -= 1
-            await conn.execute("DROP TABLE changing")
+            await conns[0].execute("DROP TABLE changing")
         assert failed == 1
 
 

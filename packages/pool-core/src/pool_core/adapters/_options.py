@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from ._url import check_text
 
@@ -73,7 +73,7 @@ class Kind(Generic[T]):
         shown = f"={text!r}" if str not in self._types and _HARMLESS.fullmatch(text) else ""
         raise ValueError(f"{name}{shown} in the URL: expected {self._words}")
 
-    def check(self, name: str, value: T) -> T:
+    def check(self, name: str, value: Any) -> T:
         """Check a keyword argument, and return it.
 
         Raises:
@@ -84,7 +84,7 @@ class Kind(Generic[T]):
             raise TypeError(f"{name} is of type {type(value).__name__}: expected {self._words}")
         if not self._allows(value):
             raise ValueError(f"{name}={value!r}: expected {self._words}")
-        return value
+        return cast("T", value)
 
 
 def text() -> Kind[str]:
@@ -153,10 +153,10 @@ def choice(*words: str) -> Kind[str]:
     class Choice(Kind[str]):
         __slots__ = ()
 
-        def check(self, name: str, value: str) -> str:
+        def check(self, name: str, value: Any) -> str:
             if value not in words:  # also of another type: the list says it all
                 raise ValueError(f"{name}={value!r}: expected {self._words}")
-            return value
+            return cast("str", value)
 
     return Choice("one of " + ", ".join(map(repr, words)), (), str, lambda value: value in words)
 
