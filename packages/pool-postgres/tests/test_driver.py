@@ -96,11 +96,12 @@ async def test_the_driver_has_all_that_the_adapter_relies_on(url: str) -> None:
     await conn.close()
 
 
-async def test_with_an_unknown_driver_connections_are_closed_and_not_lent_on(
-    url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "moved"), [("_CALLABLE", ("of_a_later_release",)), ("PreparedStatementState", None)])
+async def test_with_an_unknown_driver_connections_are_closed_after_use(
+    url: str, monkeypatch: pytest.MonkeyPatch, name: str, moved: object
 ) -> None:
-    """What cannot be wiped for certain must not reach another borrower."""
-    monkeypatch.setattr(_internals, "_CALLABLE", ("moved_by_a_later_release",))
+    """What cannot be reset for certain must not reach another borrower."""
+    monkeypatch.setattr(_internals, name, moved)
     manager = PostgresConnectionManager(url)
     conn = await manager.connect()
     assert await conn.fetchval("SELECT 1") == 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
-from pool_core import SupportsJudge, SupportsReset, SupportsTerminate, SupportsTransient
+from pool_core import Pool, SupportsJudge, SupportsReset, SupportsTerminate, SupportsTransient
 from pool_postgres import PostgresConnectionManager
 from pool_postgres._settings import PostgresSettings
 
@@ -388,6 +388,13 @@ async def test_each_bad_input_fails_at_once_with_the_drivers_error(
             assert SECRET not in text
             assert f":{postgres.password}@" not in text
     assert SECRET not in caplog.text
+
+
+async def test_a_server_setting_that_the_server_does_not_know_fails_at_the_start(url: str) -> None:
+    """A misspelt key of the URL: by its name, and at once."""
+    with pytest.raises(asyncpg.UndefinedObjectError, match='unrecognized configuration parameter "aplication_name"'):
+        async with asyncio.timeout(5), Pool.from_url(f"{url}?aplication_name=x", min_idle=1):
+            pass
 
 
 async def test_a_refused_port_is_transient() -> None:

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import asyncpg
 import asyncpg.transaction
-from asyncpg.protocol.protocol import PreparedStatementState
+
+try:
+    from asyncpg.protocol.protocol import PreparedStatementState
+except ImportError:  # `known` says so, at the first connect
+    PreparedStatementState: Any = None  # type: ignore[no-redef]
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -197,8 +197,6 @@ class SqliteConnectionManager:
 
 def _with_the_file(error: sqlite3.Error, place: str) -> sqlite3.Error:
     """Make the same error with the name of the file, which SQLite never names."""
-    if place in str(error):
-        return error
     named = type(error)(f"{error}: {place!r}")
     for name in ("sqlite_errorcode", "sqlite_errorname"):
         if hasattr(error, name):
