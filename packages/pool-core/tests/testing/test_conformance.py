@@ -90,7 +90,7 @@ def test_an_embedded_database_passes_and_what_does_not_fit_is_skipped_aloud(caps
     ran = {name for name, result in results.items() if result == "ok"}
     assert ran == {
         "protocol", "connect_and_use", "in_a_pool", "cancelled_connect", "cancelled_is_valid", "cancelled_reset",
-        "cancelled_close", "has_broken_is_quick", "session_state", "terminate", "no_leftovers", "program_ends", "two_loops", "fork",
+        "cancelled_close", "has_broken_is_quick", "session_state", "terminate", "ends_alone", "concurrent_connects", "no_leftovers", "program_ends", "two_loops", "fork",
     }  # fmt: skip
     assert results["interrupted_request"] == "skipped: the hook slow_request is not given"
     assert results["secrets"] == "skipped: no secrets are given: name the passwords that manager() uses"
@@ -201,9 +201,9 @@ def test_unittest_runs_it_too() -> None:
     suite = unittest.defaultTestLoader.loadTestsFromTestCase(Case)
     with open(os.devnull, "w") as quiet:
         result = unittest.TextTestRunner(stream=quiet).run(suite)
-    assert result.testsRun == 26
+    assert result.testsRun == 31
     assert result.wasSuccessful()
-    assert len(result.skipped) == 12
+    assert len(result.skipped) == 15
 
 
 def test_what_the_author_forgot_is_said() -> None:
@@ -230,6 +230,52 @@ def test_a_probe_that_can_not_fail_is_refused() -> None:
 
     with pytest.raises(AssertionError, match="probe 'nothing' proves nothing: look sees None before and after dirty"):
         Blind().test_session_state()  # type: ignore[attr-defined]
+
+
+async def _close_file(conn: Note) -> object:
+    word, conn.open = conn.word, False
+    conn.stop.set()
+    os.close(conn.file)
+    return word
+
+
+async def _count(conn: Note) -> object:
+    conn.word += "!"
+    return len(conn.word)
+
+
+@pytest.mark.parametrize(
+    ("look", "finding"),
+    [
+        (_close_file, "look costs the connection: has_broken is True after a look, so nothing about dirty is proved"),
+        (_count, "look sees 1 on a new connection, and after a look 2"),
+    ],
+)
+def test_a_look_that_breaks_or_changes_the_connection_fails_as_a_probe(look: Any, finding: str) -> None:
+    """Otherwise the check would pass for the traces of its own looks."""
+
+    class Meddling(NotesConformance):
+        probes = (Probe("word", dirty=_write, look=look),)
+
+    with pytest.raises(AssertionError, match=f"probe 'word': {finding}"):
+        Meddling().test_session_state()  # type: ignore[attr-defined]
+
+
+def test_a_look_whose_traces_cannot_be_reset_fails_as_a_probe() -> None:
+    """Each look costs the connection then, whatever the borrower did."""
+
+    class Choosy(Notes):
+        async def _wipe(self, conn: Note) -> None:
+            raise ConnectionError("closing is cheaper")
+
+    class Meddling(NotesConformance):
+        probes = (Probe("word", dirty=_write, look=_write),)
+
+        def manager(self, host: str, port: int) -> Any:
+            return Choosy()
+
+    with pytest.raises(AssertionError, match="look fails, or what it leaves behind cannot be reset: ConnectionError"):
+        Meddling().test_session_state()  # type: ignore[attr-defined]
 
 
 def test_a_check_has_a_time_limit() -> None:

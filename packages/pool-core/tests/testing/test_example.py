@@ -48,6 +48,9 @@ class TestLineManager(ManagerConformance[Any]):
     async def leave_unread(self, conn: Any) -> None:
         conn.send("PING")
 
+    async def late_error(self, conn: Any) -> None:
+        conn.send("NONSENSE")
+
     async def begin(self, conn: Any) -> None:
         await conn.ask("BEGIN")
 

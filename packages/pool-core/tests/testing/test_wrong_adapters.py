@@ -168,6 +168,21 @@ class ReadsPieces(Base):
     Connection = OneReadIsOneMessage
 
 
+class ReadsTheFirst(Base):
+    """Its handshake reads to the end; what follows does not."""
+
+    class Connection(LineConnection):
+        def data_received(self, data: bytes) -> None:
+            if self.waiting and hasattr(self, "known"):
+                self.waiting.popleft().set_result((self._buffer + data).decode().strip())
+                self._buffer = b""
+            elif data.endswith(b"\n"):
+                super().data_received(data)
+                self.known = True
+            else:
+                self._buffer += data
+
+
 class OneLockForAll(Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -408,6 +423,20 @@ class LendsUnread(Base):
         return bool(conn.lost.done())
 
 
+class NoAnswerAwaited(LineConnection):
+    """A request that only an error answers is not waited for, and its error is taken for the next one's answer."""
+
+    def send(self, request: str) -> Any:
+        answer = super().send(request)
+        if request == "NONSENSE":
+            self.waiting.remove(answer)
+        return answer
+
+
+class LendsBeforeTheError(Base):
+    Connection = NoAnswerAwaited
+
+
 class KeepsTransaction(Base):
     async def _reset(self, conn: Any) -> None:
         await conn.ask("USE main")
@@ -416,6 +445,121 @@ class KeepsTransaction(Base):
 class KeepsState(Base):
     def reset(self, conn: Any) -> None:
         """Nothing to do, surely."""
+
+
+# ------------------------------------------------------------------ leases that share a socket
+
+
+class Line:
+    """A socket, and the leases on it."""
+
+    def __init__(self, opening: Any) -> None:
+        self.opening = asyncio.ensure_future(opening)
+        self.leases = 0
+        self.retired = False
+
+
+class Channel:
+    """A lease on a line; it ends with it, or alone."""
+
+    def __init__(self, line: Line) -> None:
+        self.line, self.conn, self.ended = line, line.opening.result(), False
+
+    async def ask(self, request: str) -> Any:
+        if self.ended:
+            raise ConnectionResetError("this channel is closed")
+        return await self.conn.ask(request)
+
+
+class Sharing(Base):
+    """All leases use one socket. One that has lost a lease takes no new one, and ends with its last."""
+
+    line: Any = None
+
+    async def connect(self) -> Any:
+        line = self.line
+        if line is None or line.retired:
+            line = self.line = Line(Base.connect(self))
+        line.leases += 1
+        try:
+            await asyncio.wait({line.opening})  # a cancel ends this wait, and not the opening
+            return Channel(line)
+        except BaseException:
+            self.leave(line)
+            raise
+
+    def leave(self, line: Any) -> None:
+        line.leases -= 1
+        line.retired = True
+        if not line.leases:
+            line.opening.cancel()
+            if not line.opening.cancelled() and line.opening.done():
+                line.opening.result().transport.abort()
+
+    async def is_valid(self, conn: Any) -> bool:
+        return bool(await conn.ask("PING") == "PONG")
+
+    def has_broken(self, conn: Any) -> bool:
+        return conn.ended or bool(conn.conn.lost.done())
+
+    def reset(self, conn: Any) -> None:
+        """Channels have no state."""
+
+    async def close(self, conn: Any) -> None:
+        self.terminate(conn)
+
+    def terminate(self, conn: Any) -> None:
+        if not conn.ended:
+            conn.ended = True
+            self.leave(conn.line)
+
+
+class TerminateEndsAll(Sharing):
+    """And nobody who uses the same socket can see it."""
+
+    def has_broken(self, conn: Any) -> bool:
+        return bool(conn.ended)
+
+    def terminate(self, conn: Any) -> None:
+        super().terminate(conn)
+        conn.conn.transport.abort()
+
+    async def close(self, conn: Any) -> None:
+        super().terminate(conn)
+
+
+class CloseEndsAll(Sharing):
+    async def close(self, conn: Any) -> None:
+        super().terminate(conn)
+        conn.conn.transport.abort()
+
+
+class FailsBesideSlowly(Sharing):
+    def leave(self, line: Any) -> None:
+        super().leave(line)
+        if line.leases:
+            for answer in line.opening.result().waiting:
+                answer.set_exception(ConnectionError("somebody has left"))
+
+
+class CancelEndsAll(Sharing):
+    async def connect(self) -> Any:
+        if self.line is None or self.line.retired:
+            self.line = Line(Base.connect(self))
+        line = self.line
+        line.leases += 1
+        try:
+            await line.opening  # a cancel goes on into the opening that others wait for
+            return Channel(line)
+        except BaseException:
+            self.leave(line)
+            raise
+
+
+class SharesForEver(Sharing):
+    def leave(self, line: Any) -> None:
+        super().leave(line)
+        line.retired = not line.leases
 
 
 # ------------------------------------------------------------------ the end
@@ -607,6 +751,9 @@ class Suspect(ManagerConformance[Any]):
         conn.waiting.remove(answer)
         await asyncio.sleep(0.05)
 
+    async def late_error(self, conn: Any) -> None:
+        conn.send("NONSENSE")
+
     async def begin(self, conn: Any) -> None:
         await conn.ask("BEGIN")
 
@@ -652,7 +799,8 @@ WRONG = [
     (CloseIsPlain, "connect_and_use", "close returned None instead of an awaitable"),
     (CloseKeepsSocket, "connect_and_use", "close returned and the connection is still open"),
     (ThrowsAwayWhatWasUsed, "in_a_pool", r"had to open \d+, closed as {'broken': \d+}.*the pool saves nothing"),
-    (ReadsPieces, "small_pieces", "use\\(\\) of a connection whose bytes arrive three at a time .* failed"),
+    (ReadsPieces, "small_pieces", "connect failed over a connection whose bytes arrive one at a time"),
+    (ReadsTheFirst, "small_pieces", r"use\(\) of a connection whose bytes arrive one at a time .* failed"),
     (OneLockForAll, "connections_are_independent", "connect waits for a slow request on another connection"),
     (
         DownIsFinal,
@@ -690,8 +838,19 @@ WRONG = [
     (Reconnects, "network_drops", "it has connected again behind the pool's back"),
     (LendsInterrupted, "interrupted_request", "after a request cancelled after .* does not find the connection clean"),
     (LendsUnread, "unread_data", "after an answer that was left unread .* does not find the connection clean"),
+    (
+        LendsBeforeTheError,
+        "late_error",
+        r"an error that arrived during the next borrower's request .* not find .* clean",
+    ),
     (KeepsTransaction, "open_transaction", "the transaction of the last borrower is still open for the next one"),
     (KeepsState, "session_state", r"session state \(namespace\).*namespace: 'elsewhere' instead of 'main'"),
+    (TerminateEndsAll, "ends_alone", r"use\(\) of a connection beside .* terminate was called, .* failed"),
+    (FailsBesideSlowly, "ends_alone", "a slow request beside a connection whose close was called has ended: Conn"),
+    (CloseEndsAll, "ends_alone", "has_broken says True beside a connection whose close was called"),
+    (CancelEndsAll, "concurrent_connects", "connect raised CancelledError.*: another connect, .*, was cancelled"),
+    (SharesForEver, "evict", "a connection made after evict.. uses a socket that was open before"),
+    (SharesForEver, "max_lifetime", "all of them used one socket: so max_lifetime never ends it"),
     (TerminateDoesNothing, "terminate", "terminate left the socket open"),
     (TerminateIsAwaited, "terminate", "terminate returned an awaitable: make it a plain def"),
     (TerminateBlocks, "terminate", r"terminate took 0\.\d+ s: it must not wait"),
@@ -737,6 +896,15 @@ def test_the_same_adapter_without_the_fault_passes(check: str, server: Any) -> N
     getattr(conformance, check)()
 
 
+@pytest.mark.parametrize(
+    "check",
+    ["connect_and_use", "in_a_pool", "ends_alone", "concurrent_connects", "evict", "max_lifetime", "cancelled_connect"],
+)
+def test_leases_that_share_a_socket_can_pass(check: str, server: Any) -> None:
+    """A question that no adapter of this kind can answer would be no question."""
+    getattr(suspect(Sharing, server), f"test_{check}")()
+
+
 def test_a_driver_that_says_something_by_itself_now_and_then_is_no_suspect(server: Any) -> None:
     """MongoDB's drivers watch their servers in the background, whoever asks has_broken meanwhile."""
 
@@ -773,6 +941,7 @@ async def _nothing(_self: Any, _conn: Any) -> None:
     [
         ("slow_request", "interrupted_request", "the hook slow_request returned at once"),
         ("slow_request", "connections_are_independent", "the hook slow_request returned at once"),
+        ("late_error", "late_error", "the hook late_error proves nothing: the server has sent no error"),
         ("begin", "open_transaction", r"in_transaction\(\) says False right after begin\(\)"),
         (
             "use",

@@ -42,13 +42,21 @@ _SWEEP: Final[tuple[CancelMode, ...]] = ("single", "success", "level")
 
 @dataclass(frozen=True)
 class Probe(Generic[C]):
-    """One kind of session state: how a borrower leaves it behind, and how the next one would see it.
+    """One kind of session state that a borrower can leave behind, and how the next borrower would see it.
+
+    Example::
+
+        Probe("search path", dirty=lambda conn: conn.execute("SET search_path TO elsewhere"),
+              look=lambda conn: conn.fetchval("SHOW search_path"))
 
     Attributes:
         name: for messages: "role", "temporary tables".
-        dirty: leaves the state behind: ``async def dirty(conn)``.
-        look: what of it can be seen: ``async def look(conn) -> object``; compared by ``==`` with what a new connection
-            showed.
+        dirty: ``async def dirty(conn)`` changes the session as a borrower would, and returns when the server has done
+            it. It may leave the connection broken: a connection that is closed is clean, too. What it creates on the
+            server outside the session (a table, a queue) it removes itself, or creates under the same name each time.
+        look: ``async def look(conn) -> object`` reads the state. It is called on new connections, on dirty ones and on
+            ones that were reset. It changes nothing, does not break the connection, and returns the same (``==``) on
+            each new connection: no ids, no times. What the server raises where there is nothing to see, it catches.
     """
 
     name: str
@@ -102,13 +110,16 @@ class Lab(Generic[C]):
         complaint: str = "connect did not return in time though the server is well",
     ) -> C:
         """A connection, which is dropped at the end of the check unless :meth:`drop` or :meth:`forget` was called."""
-        conn = await self.within(manager.connect(), complaint)
-        self._connections.append((manager, conn))
-        return conn
+        return self.adopt(manager, await self.within(manager.connect(), complaint))
 
     def forget(self, conn: C) -> None:
         """The check itself has closed or terminated it."""
         self._connections = [pair for pair in self._connections if pair[1] is not conn]
+
+    def adopt(self, manager: ConnectionManager[C], conn: C) -> C:
+        """Drop this connection at the end of the check, too."""
+        self._connections.append((manager, conn))
+        return conn
 
     async def drop(self, manager: ConnectionManager[C], conn: C, *, patience: float | None = None) -> None:
         """Close as a pool does: bounded; terminate, if it fails."""
@@ -252,12 +263,26 @@ class ManagerConformance(Generic[C]):
         raise NotImplementedError(f"{type(self).__name__} must define async use(self, conn)")
 
     async def slow_request(self, conn: C) -> None:
-        """Hook: a request that the server works on for longer than ``patience``: ten seconds, say."""
+        """Hook: one request whose answer takes the server longer than ``patience``: ten seconds, say.
+
+        A blocking read of a queue that stays empty, ``SELECT pg_sleep(10)``. It is awaited until the answer has come;
+        no check waits that long: each cancels it, or terminates its connection. It must keep only its own connection
+        waiting: no lock on a table that :meth:`use` needs, no pause of the whole server. An ``asyncio.sleep`` proves
+        nothing, since the driver must be the one that waits.
+        """
         raise _NotGivenError("slow_request")
 
     async def leave_unread(self, conn: C) -> None:
         """Hook: leave part of an answer unread: a cursor half read, a request sent and its reply not fetched."""
         raise _NotGivenError("leave_unread")
+
+    async def late_error(self, conn: C) -> None:
+        """Hook: send a request that the driver waits for no answer to, and that the server answers with an error.
+
+        A publish to an exchange that does not exist, a command without a reply that is refused, a request sent past the
+        driver's own methods. The hook returns at once; the error arrives later.
+        """
+        raise _NotGivenError("late_error")
 
     async def begin(self, conn: C) -> None:
         """Hook: leave a transaction open. Give :meth:`in_transaction` too."""
@@ -368,12 +393,17 @@ class ManagerConformance(Generic[C]):
         await lab.released("the pool is closed, and something is still open")
 
     async def check_small_pieces(self, lab: Lab[C]) -> None:
-        """Messages that arrive in pieces are put together."""
-        lab.proxy.trickle(delay=0.001, size=3)
+        """Messages that arrive byte by byte are put together, from the first byte of the handshake on."""
+        what = "whose bytes arrive one at a time (one read is not one message)"
+        lab.proxy.trickle(delay=0.001, size=1, direction="to_client")
+        lab.patience *= 4  # a kilobyte takes more than a second
         manager = lab.manager()
-        conn = await lab.connect(manager)
-        for _ in range(5):  # on a busy machine several pieces may meet in one read
-            await self._use(lab, conn, "a connection whose bytes arrive three at a time (one read is not one message)")
+        try:
+            conn = await lab.connect(manager, f"connect did not return in time over a connection {what}")
+        except Exception as error:
+            raise AssertionError(f"connect failed over a connection {what}: {_short(error)}") from error
+        for _ in range(5):  # on a busy machine several bytes may meet in one read
+            await self._use(lab, conn, f"a connection {what}")
         await lab.drop(manager, conn)
 
     async def check_connections_are_independent(self, lab: Lab[C]) -> None:
@@ -390,6 +420,118 @@ class ManagerConformance(Generic[C]):
             await lab.drop(manager, other)
         finally:
             await lab.give_up(task, manager, slow, "slow_request")
+
+    async def check_ends_alone(self, lab: Lab[C]) -> None:
+        """The end of one connection leaves the others usable, also where several are leases on one socket."""
+        manager = lab.manager()
+        ends = ["close", "terminate"] if isinstance(manager, SupportsTerminate) else ["close"]
+        for end in ends:
+            beside = f"beside a connection whose {end} was called"
+            for work in ("a request", "a slow request"):
+                ended, other = await lab.connect(manager), await lab.connect(manager)
+                slow = asyncio.ensure_future(self.slow_request(other)) if work == "a slow request" else None
+                if slow is not None:
+                    with contextlib.suppress(_NotGivenError):
+                        await self._under_way(slow)
+                if end == "close":
+                    await lab.drop(manager, ended)
+                else:
+                    lab.terminate(manager, ended)
+                    lab.forget(ended)
+                await asyncio.sleep(0.05)
+                broken = self._broken(manager, other)  # by terminate it may be: that may drop the socket of all
+                if slow is None:
+                    if broken and end == "close":
+                        _fail(f"has_broken says True {beside}: close must leave the other leases of a socket alone")
+                    if not broken:
+                        await self._use(lab, other, f"a connection {beside}, which has_broken calls sound,")
+                elif slow.done() and not isinstance(_see(slow), _NotGivenError) and (end == "close" or not broken):
+                    _fail(
+                        f"a slow request {beside} has ended: {_see(slow)!r}; has_broken of its connection is {broken}"
+                    )
+                if slow is None or not await lab.give_up(slow, manager, other, "slow_request"):
+                    await lab.drop(manager, other)
+                await lab.released(f"{end} of one connection, and the end of another one, left something open")
+
+    async def check_concurrent_connects(self, lab: Lab[C]) -> None:
+        """A cancelled connect does no harm to those that run at the same time."""
+        for cancelled in ({0}, {1}, {0, 1}):
+            for moment in (0.0, 0.03):
+                manager = lab.manager()
+                if self.network:
+                    lab.proxy.slow_accept(0.06)
+                tasks = [asyncio.ensure_future(manager.connect()) for _ in range(3)]
+                await asyncio.sleep(moment)
+                for number in cancelled:
+                    tasks[number].cancel()
+                await asyncio.wait(tasks, timeout=lab.patience)
+                for number, task in enumerate(tasks):
+                    if not task.done():
+                        task.cancel()
+                        _fail("connect did not return in time: another connect, begun together with it, was cancelled")
+                    error = _see(task)
+                    if error is None:
+                        conn = lab.adopt(manager, task.result())
+                        await self._use(lab, conn, "a connection whose connect ran beside a cancelled one")
+                        await lab.drop(manager, conn)
+                    elif number not in cancelled:
+                        _fail(
+                            f"connect raised {_short(error)}: another connect, begun together with it, was cancelled. What"
+                            " several connects wait for must be a task of the manager's own, which no cancel of one ends"
+                        )
+                await lab.released(
+                    "connects were cancelled, the connections of the others closed, and something is open"
+                )
+
+    async def check_evict(self, lab: Lab[C]) -> None:
+        """After ``evict()`` a new connection uses no socket that was open before; the one in use goes on working."""
+        errors: list[BaseException] = []
+        pool = Pool(lab.manager(), max_size=3, connection_timeout=4 * self.patience, error_sink=errors.append)
+        async with pool, pool.get() as busy:
+            async with pool.get() as idle:
+                await self.use(idle)
+            await eventually(lambda: not pool.state().resetting, lab.patience, lambda: "reset did not end in time")
+            accepted = lab.proxy.accepted
+            pool.evict()
+            await eventually(
+                lambda: not (pool.state().idle or pool.state().closing),
+                lab.patience,
+                lambda: "close did not end in time",
+            )
+            async with pool.get() as new:
+                await self.use(new)
+                if lab.proxy.accepted == accepted:
+                    _fail(
+                        "a connection made after evict() uses a socket that was open before: after a failover it leads"
+                        " to the old server. A shared socket that has lost a connection must take no new one"
+                    )
+            try:
+                await self.use(busy)
+            except Exception as error:
+                raise AssertionError(
+                    f"a connection that was in use during evict() does not work any more: {_short(error)}"
+                ) from error
+        if errors:
+            _fail(f"the pool reports an error after evict(): {_short(errors[0])}")
+        await lab.released("the pool is closed after an evict(), and something is still open")
+
+    async def check_max_lifetime(self, lab: Lab[C]) -> None:
+        """Replacing connections one by one replaces their sockets: a shared one does not live for ever."""
+        manager = lab.manager()
+        conn = await lab.connect(manager)
+        accepted = lab.proxy.accepted
+        for _ in range(5):
+            successor = await lab.connect(manager)
+            await lab.drop(manager, conn)
+            conn = successor
+            await self._use(lab, conn, "a connection whose predecessor was closed")
+        if lab.proxy.accepted == accepted:
+            _fail(
+                "five times a connection was opened before the last one was closed, and all of them used one socket: so"
+                " max_lifetime never ends it. A shared socket that has lost a connection must take no new one"
+            )
+        await lab.drop(manager, conn)
+        await lab.released("all connections are closed, and something is still open")
 
     async def check_connect_errors(self, lab: Lab[C]) -> None:
         """A server that is down, or hangs up at once, is an error at once, transient, and leaves nothing behind."""
@@ -577,6 +719,35 @@ class ManagerConformance(Generic[C]):
         await lab.within(self.leave_unread(conn), "the hook leave_unread did not return in time")
         await self._fit_for_the_next(lab, manager, conn, clean, "an answer that was left unread")
 
+    async def check_late_error(self, lab: Lab[C]) -> None:
+        """An error that arrives after the connection was returned does not reach the next borrower."""
+        manager = lab.manager()
+        conn = await lab.connect(manager)
+        clean = await self._look(lab, conn)
+        _, before = lab.proxy.forwarded
+        await lab.within(self.late_error(conn), "the hook late_error did not return at once")
+        await eventually(
+            lambda: lab.proxy.forwarded[1] > before or self._broken(manager, conn),
+            lab.moment,
+            lambda: "the hook late_error proves nothing: the server has sent no error",
+        )
+        await lab.drop(manager, conn)
+        for arrives in ("before the next checkout", "during the next borrower's request"):
+            manager = lab.manager()
+            conn = await lab.connect(manager)
+            lab.proxy.freeze("to_client")
+            await lab.within(self.late_error(conn), "the hook late_error did not return at once")
+            late = arrives.startswith("during")
+            heal = asyncio.get_running_loop().call_later(0.2 if late else 0.0, lab.proxy.heal)
+            try:
+                await self._fit_for_the_next(
+                    lab, manager, conn, clean, f"an error that arrived {arrives}", pause=0.0 if late else 0.1
+                )
+            finally:
+                heal.cancel()
+                lab.proxy.heal()
+            await lab.drop(manager, conn)
+
     async def check_open_transaction(self, lab: Lab[C]) -> None:
         """After a borrower left a transaction open the connection is broken, or clean after a reset."""
         manager = lab.manager()
@@ -605,6 +776,7 @@ class ManagerConformance(Generic[C]):
             raise unittest.SkipTest("no probes are given: declare the session state that a borrower can leave behind")
         manager = lab.manager()
         for probe in self.probes:
+            await self._only_looks(lab, manager, probe)
             conn = await lab.connect(manager)
             clean = await self._look(lab, conn)
             await lab.within(probe.dirty(conn), f"probe {probe.name!r}: dirty did not return in time")
@@ -919,6 +1091,27 @@ class ManagerConformance(Generic[C]):
             for probe in self.probes
         }
 
+    async def _only_looks(self, lab: Lab[C], manager: ConnectionManager[C], probe: Probe[C]) -> None:
+        """Fail unless looking leaves a new connection as it is: else the check would see the traces of its own looks."""
+        what = f"probe {probe.name!r}: look"
+        conn = await lab.connect(manager)
+        clean = await self._look(lab, conn)
+        for after in ("a look", "a look and a reset"):
+            if self._broken(manager, conn):
+                _fail(
+                    f"{what} costs the connection: has_broken is True after {after}, so nothing about dirty is proved"
+                )
+            try:
+                seen = await lab.within(probe.look(conn), f"{what} did not return in time")
+                await lab.within(self._reset(lab, manager, conn), f"reset after {what} did not return in time")
+            except Exception as error:
+                raise AssertionError(
+                    f"{what} fails, or what it leaves behind cannot be reset: {_short(error)}"
+                ) from error
+            if seen != clean[probe.name]:
+                _fail(f"{what} sees {clean[probe.name]!r} on a new connection, and after {after} {seen!r}")
+        await lab.drop(manager, conn)
+
     async def _under_way(self, task: asyncio.Future[Any], seconds: float = 0.05) -> None:
         await asyncio.sleep(seconds)
         if task.done():
@@ -926,9 +1119,15 @@ class ManagerConformance(Generic[C]):
             _fail("the hook slow_request returned at once: it must keep the server busy for ten seconds or so")
 
     async def _fit_for_the_next(
-        self, lab: Lab[C], manager: ConnectionManager[C], conn: C, clean: dict[str, object], after: str
+        self,
+        lab: Lab[C],
+        manager: ConnectionManager[C],
+        conn: C,
+        clean: dict[str, object],
+        after: str,
+        pause: float = 0.0,
     ) -> bool:
-        """Return it as a pool does. False: it was thrown away. True: the next borrower finds it clean."""
+        """Return it as a pool does, idle for a pause. False: it was thrown away. True: the next borrower finds it clean."""
         if self._broken(manager, conn):
             return False
         task = asyncio.ensure_future(self._reset(lab, manager, conn))
@@ -938,6 +1137,9 @@ class ManagerConformance(Generic[C]):
             return False
         if _see(task) is not None or self._broken(manager, conn):
             return False  # whatever reset raises closes the connection
+        await asyncio.sleep(pause)
+        if self._broken(manager, conn):
+            return False
         complaint = (
             f"after {after} has_broken says False, and the next borrower does not find the connection clean: clean it in"
             " reset, or let has_broken say True (what can not be known counts as broken)"
@@ -1063,7 +1265,7 @@ class _NotGivenError(NotImplementedError):
 
 _CHECKS: Final = tuple(name.removeprefix("check_") for name in vars(ManagerConformance) if name.startswith("check_"))
 _HOOKS: Final = (
-    "manager", "use", "slow_request", "leave_unread", "begin", "in_transaction", "server_kill", "bad_credentials",
+    "manager", "use", "slow_request", "leave_unread", "late_error", "begin", "in_transaction", "server_kill", "bad_credentials",
     "dispose", "host", "port", "network", "skips", "probes", "secrets", "patience",
     "time_limit",
 )  # fmt: skip
