@@ -20,6 +20,7 @@ MISSPELT: dict[str, str] = {
     "maxsize": "max_size",
     "max_overflow": "max_size",
     "pool_size": "max_size",
+    "max_connections": "max_size",
     "timeout": "connection_timeout",
     "pool_recycle": "max_lifetime",
     "reaper_rate": "reap_interval",

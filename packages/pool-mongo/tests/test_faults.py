@@ -1,12 +1,16 @@
 """What goes wrong with servers and networks, and what users of the pool see of it."""
 
 import asyncio
+import contextlib
 import logging
+import struct
 import time
 import traceback
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote_plus
 
+import bson
 import pymongo
 import pytest
 from pool_core import CloseReason, ConnectError, Pool, PoolTimeout
@@ -61,6 +65,70 @@ async def test_an_unknown_host_is_an_error_in_bounded_time(make: Any) -> None:
         await manager.connect()
     assert time.monotonic() - began < 2
     assert manager.is_transient(caught.value)
+
+
+async def test_a_get_that_ends_before_the_driver_gives_up_has_the_cause(make: Any, mongo: Server) -> None:
+    """The driver goes on asking for ping_timeout, which is 3 s by default; what it knows by then must not be lost."""
+    with FaultProxy(mongo.host, mongo.port) as proxy:
+        proxy.refuse()
+        for url, reason in (
+            (f"mongodb://{proxy.host}:{proxy.port}/?directConnection=true", "Errno 111"),
+            ("mongodb://no-such-host.invalid/", "no-such-host.invalid:27017: "),
+        ):
+            began = time.monotonic()
+            async with Pool(make(url), error_sink=lambda error: None) as pool:
+                with pytest.raises(PoolTimeout, match=reason) as caught:
+                    await pool.get(timeout=1)
+            assert isinstance(caught.value.__cause__, ServerSelectionTimeoutError)
+            assert isinstance(caught.value.__cause__.__cause__, PyMongoError), "the server's own error"
+            assert time.monotonic() - began < 2.5
+
+
+@contextlib.asynccontextmanager
+async def lonely_secondary() -> AsyncIterator[int]:
+    """The wire protocol of a replica set's only member that can be reached, and that is no primary; yields its port."""
+    port = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        facts = {"ok": 1, "helloOk": True, "isWritablePrimary": False, "secondary": True, "setName": "rs0"}
+        facts |= {"setVersion": 1, "hosts": [f"127.0.0.1:{port}"], "minWireVersion": 0, "maxWireVersion": 21}
+        answer = bson.encode(facts)
+        try:
+            while head := await reader.read(16):
+                length, number, _, operation = struct.unpack("<4i", head)
+                await reader.readexactly(length - 16)
+                # OP_QUERY is answered by OP_REPLY, and OP_MSG by OP_MSG.
+                body = struct.pack("<iqii", 8, 0, 0, 1) if operation == 2004 else struct.pack("<ib", 0, 0)
+                kind = 1 if operation == 2004 else 2013
+                writer.write(struct.pack("<4i", 16 + len(body) + len(answer), 0, number, kind) + body + answer)
+        except OSError:
+            pass  # the client has gone
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield port
+    finally:
+        server.close()
+        await asyncio.sleep(0.05)
+
+
+async def test_a_replica_set_without_a_primary_is_told_at_once(make: Any) -> None:
+    """All servers have answered and none may be read from: the pool asks again, and knows why."""
+    async with lonely_secondary() as port:
+        manager = make(f"mongodb://127.0.0.1:{port}/?replicaSet=rs0")
+        began = time.monotonic()
+        with pytest.raises(
+            ServerSelectionTimeoutError, match="no server can be used for reads .*RSSecondary"
+        ) as caught:
+            await manager.connect()
+        assert time.monotonic() - began < 1.5
+        assert manager.is_transient(caught.value)
+        manager = make(f"mongodb://127.0.0.1:{port}/?replicaSet=rs0", readPreference="secondary")
+        async with Pool(manager, max_size=1) as pool, pool.get() as lease:
+            assert lease is not None
 
 
 async def test_a_server_that_accepts_and_never_answers_ends_the_get_at_its_deadline(make: Any, mongo: Server) -> None:

@@ -89,6 +89,9 @@ class TestRedis3(ManagerConformance[LeasedRedis]):
     async def leave_unread(self, conn: LeasedRedis) -> None:
         await conn.tracked.send_command("ECHO", "somebody else's")
 
+    async def late_error(self, conn: LeasedRedis) -> None:
+        await conn.tracked.send_command("NO-SUCH-COMMAND")
+
     async def begin(self, conn: LeasedRedis) -> None:
         await conn.execute_command("MULTI")
 
@@ -204,6 +207,10 @@ class TestCluster(ManagerConformance[LeasedRedisCluster]):
         await conn.ping()
         [connection] = [connection for connection in conn.sockets if connection.is_connected]
         await connection.send_command("ECHO", "somebody else's")
+
+    async def late_error(self, conn: LeasedRedisCluster) -> None:
+        [connection] = [connection for connection in conn.sockets if connection.is_connected]
+        await connection.send_command("NO-SUCH-COMMAND")
 
     async def begin(self, conn: LeasedRedisCluster) -> None:
         await conn.execute_command("MULTI", target_nodes=conn.get_default_node())

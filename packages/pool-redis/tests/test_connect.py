@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from pool_core import Pool
 from pool_redis import LeasedRedis, RedisConnectionManager, WrongServer
 from redis.credentials import CredentialProvider
@@ -379,3 +380,44 @@ async def _echo(pool: Pool[LeasedRedis]) -> object:
 def test_trouble_on_the_way_may_pass(errors: Exception) -> None:
     """The server restarts, the network heals: waiting helps."""
     assert RedisConnectionManager().is_transient(errors) is True
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_a_user_who_may_not_ping_connects(guarded: Server, protocol: int, run: Any) -> None:
+    """NOPERM is an answer: a probe must not need more rights than the work."""
+    with redis.Redis(host=guarded.host, port=guarded.port, password=PASSWORD) as admin:
+        admin.execute_command("ACL SETUSER", "worker", "reset", "on", ">word", "~*", "+get", "+set")
+
+        async def main() -> None:
+            manager = RedisConnectionManager(
+                host=guarded.host, port=guarded.port, username="worker", password="word", protocol=protocol
+            )
+            async with Pool(manager, max_size=1, alive_bypass=0) as pool:
+                for _ in range(3):
+                    async with pool.get() as client:
+                        await client.set("pool-redis:key", "x")
+                        assert await client.get("pool-redis:key") == b"x"
+                assert pool.state().statistics.connections_created == 1
+
+        try:
+            run(main())
+        finally:
+            admin.acl_deluser("worker")
+
+
+def test_a_server_that_has_renamed_ping_is_valid(run: Any) -> None:
+    """Some hosters rename commands; that PING is unknown is an answer, too."""
+
+    async def unknown(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readline():
+            words = [await reader.readline() for _ in range(2 * int(head[1:]))][1::2]
+            writer.write(b"-ERR unknown command '" + words[0].strip() + b"', with args beginning with: \r\n")
+
+    async def main() -> None:
+        async with serving(unknown) as port:
+            manager = RedisConnectionManager(host="127.0.0.1", port=port, protocol=2)
+            client = await manager.connect()
+            assert await manager.is_valid(client) is True
+            await manager.close(client)
+
+    run(main())

@@ -6,11 +6,13 @@
 
 import asyncio
 import time
+from math import inf
 from typing import Any
 
 import pytest
 from load import closed_by_server
 from pool_core import CloseReason, Pool
+from pool_core.testing import FaultProxy
 from pool_redis import LeasedRedis, RedisConnectionManager
 from redis.asyncio import Redis
 from redis.asyncio.client import Monitor, Pipeline
@@ -370,14 +372,16 @@ def test_a_time_out_that_leaves_the_connection_open_breaks_it(redis: Server, run
     """disconnect_on_error=False is the other way to leave a reply on its way."""
 
     async def main() -> None:
-        manager = RedisConnectionManager(redis.url, socket_timeout=0.05)
-        client = await manager.connect()
-        await client.tracked.send_command("BLPOP", "pool-redis:nothing", 1)
-        with pytest.raises(RedisTimeoutError):
-            await client.tracked.read_response(disconnect_on_error=False)
-        assert client.tracked.is_connected
-        assert manager.has_broken(client) is True
-        await manager.close(client)
+        with FaultProxy(redis.host, redis.port) as proxy:
+            manager = RedisConnectionManager(host=proxy.host, port=proxy.port, socket_timeout=0.1)
+            client = await manager.connect()
+            proxy.freeze("to_client")
+            await client.tracked.send_command("PING")
+            with pytest.raises(RedisTimeoutError):
+                await client.tracked.read_response(disconnect_on_error=False)
+            assert client.tracked.is_connected
+            assert manager.has_broken(client) is True
+            await manager.close(client)
 
     run(main())
 
@@ -463,5 +467,89 @@ def test_replies_are_decoded_as_asked(redis: Server, run: Any) -> None:
         listener = client.pubsub()
         assert listener.encoder.decode_responses is True
         await manager.close(client)
+
+    run(main())
+
+
+BLOCKING = [
+    ("BLPOP key 7", 7),
+    ("BLPOP key other 0.5", 0.5),
+    ("brpop key 0", inf),
+    ("BRPOPLPUSH a b 7", 7),
+    ("BLMOVE a b LEFT RIGHT 7", 7),
+    ("BZPOPMIN a 7", 7),
+    ("BZPOPMAX a b 7", 7),
+    ("BLMPOP 7 1 key LEFT", 7),
+    ("BZMPOP 7 1 key MIN", 7),
+    ("WAIT 1 7000", 7),
+    ("WAITAOF 1 1 7000", 7),
+    ("XREAD COUNT 1 BLOCK 7000 STREAMS block 0", 7),
+    ("XREAD COUNT 1 STREAMS block 7000", 0),
+    ("XREADGROUP GROUP block streams COUNT 1 BLOCK 7000 STREAMS s >", 7),
+    ("XREADGROUP GROUP block 7 STREAMS s >", 0),
+    ("XREAD BLOCK 0 STREAMS s $", inf),
+    ("BLPOP key soon", 0),
+    ("BLPOP key nan", 0),
+    ("BLPOP key -1", 0),
+    ("BLPOP", 0),
+    ("LPOP key 7", 0),
+]
+
+
+@pytest.mark.parametrize(("command", "seconds"), BLOCKING, ids=[command for command, _ in BLOCKING])
+def test_it_is_known_how_long_a_command_may_block(command: str, seconds: float) -> None:
+    """socket_timeout ends what it does not know; within MULTI nothing blocks."""
+    connection = RedisConnectionManager("redis://localhost")._settings.connection()
+    connection.pack_command(*command.split())
+    assert connection.blocking == seconds
+    connection = RedisConnectionManager("redis://localhost")._settings.connection()
+    connection.pack_commands([("MULTI",), command.encode().split()])
+    assert connection.blocking == 0
+
+
+def test_a_blocking_command_outlives_socket_timeout(redis: Server, run: Any) -> None:
+    """redis-py ends BLPOP with timeout=7 after five seconds, its default socket_timeout."""
+
+    async def main() -> None:
+        manager = RedisConnectionManager(redis.url, socket_timeout=0.5)
+        client, other = await manager.connect(), await manager.connect()
+        assert await client.blpop(["pool-redis:none"], timeout=0.8) is None
+        assert await client.xread({"pool-redis:none": "0"}, block=800) in ([], {})
+        pipe = client.pipeline(transaction=False).blpop(["pool-redis:none"], timeout=0.4)
+        assert await pipe.blpop(["pool-redis:none"], timeout=0.4).execute() == [None, None]
+        forever: asyncio.Future[Any] = asyncio.ensure_future(client.blpop(["pool-redis:some"], timeout=0))
+        await asyncio.sleep(0.8)
+        await other.rpush("pool-redis:some", "x")
+        assert await forever == (b"pool-redis:some", b"x")
+        assert client.tracked.socket_timeout == 0.5
+        for each in (client, other):
+            assert manager.has_broken(each) is False
+            await manager.close(each)
+
+    run(main())
+
+
+def test_a_server_that_hangs_ends_a_blocking_command_too(redis: Server, run: Any) -> None:
+    """The limit is longer, and still there."""
+
+    async def main() -> None:
+        with FaultProxy(redis.host, redis.port) as proxy:
+            manager = RedisConnectionManager(host=proxy.host, port=proxy.port, socket_timeout=0.1)
+            client = await manager.connect()
+            proxy.freeze("to_client")
+            began = time.monotonic()
+            with pytest.raises(RedisTimeoutError):
+                await client.blpop(["pool-redis:none"], timeout=0.2)
+            assert 0.25 < time.monotonic() - began < 2
+            assert manager.has_broken(client) is True
+            proxy.heal()
+            client = await manager.connect()
+            assert await client.blpop(["pool-redis:none"], timeout=0.2) is None
+            proxy.freeze("to_client")
+            began = time.monotonic()
+            with pytest.raises(RedisTimeoutError):  # what does not block ends as before
+                await client.ping()
+            assert client.tracked.socket_timeout == 0.1
+            await manager.close(client)
 
     run(main())

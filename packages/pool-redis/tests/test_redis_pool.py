@@ -266,3 +266,74 @@ def test_guard_is_refused() -> None:
     """An option that could do nothing must not be accepted."""
     with pytest.raises(ValueError, match="guard=True"):
         RedisPool("redis://localhost", guard=True)
+
+
+def test_an_unused_or_closed_pool_is_left_alone(redis: Server, run: Any) -> None:
+    """redis-py's disconnect(), reset() and re_auth_callback() do nothing where nothing is open."""
+    pool = RedisPool(redis.url, max_size=2)
+
+    async def nothing_happens() -> None:
+        pool.reset()
+        await pool.disconnect()
+        await pool.disconnect(inuse_connections=False)
+        await pool.re_auth_callback(None)  # type: ignore[arg-type]
+        await pool.aclose()
+        assert pool.get_connection_count()[0][0] == 0
+
+    async def main() -> None:
+        await nothing_happens()
+        assert await Redis(connection_pool=pool).ping()
+        await pool.aclose()
+        await nothing_happens()
+
+    pool.reset()  # without an event loop, too
+    run(main())
+    pool.reset()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_pool_left_open_in_a_loop_that_has_ended_is_left_alone(redis: Server, run: Any) -> None:
+    """Tests with a loop each, and a pool of the module: redis-py forgets what belongs to the dead loop."""
+    pool = RedisPool(redis.url, max_size=2)
+
+    async def use() -> None:
+        assert await Redis(connection_pool=pool).ping()
+
+    asyncio.run(use())
+    pool.reset()
+
+    async def again() -> None:
+        await pool.disconnect()
+        await use()
+        await pool.aclose()
+
+    run(again())
+
+
+def test_redis_pys_pool_options_in_a_url_are_taken(redis: Server, run: Any) -> None:
+    """An application's setting REDIS_URL often says max_connections."""
+    url = f"{redis.url}?max_connections=3&timeout=0.25&retry_on_timeout=true&socket_timeout=2"
+    pool = RedisPool(url)
+    assert (pool.pool.config.max_size, pool.pool.config.connection_timeout) == (3, 0.25)
+    assert pool.connection_kwargs["retry"].get_retries() == 1
+    assert RedisPool(url, max_size=7).pool.config.max_size == 7
+    assert RedisPool(f"{redis.url}?retry_on_timeout=no").connection_kwargs["retry"] is None
+    with pytest.raises(ValueError, match="max_connections in the URL: expected a number, for the pool's max_size$"):
+        RedisPool(f"{redis.url}?max_connections=many")
+
+    async def main() -> None:
+        async with pool:
+            connection = await pool.get_connection()
+            assert connection.socket_timeout == 2
+            assert connection.retry.get_retries() == 1
+            await pool.release(connection)
+
+    run(main())
+
+
+def test_misplaced_pool_options_name_the_right_one() -> None:
+    """The advice must fit the place where it is given."""
+    with pytest.raises(TypeError, match="max_size"):
+        RedisPool("redis://localhost", max_connections=3)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="max_connections is an option of redis-py's pools: give the pool max_size"):
+        RedisConnectionManager("redis://localhost?max_connections=3")

@@ -215,6 +215,7 @@ _FOREIGN = {
     "minsize": "min_idle",
     "maxsize": "max_size",
     "pool_size": "max_size",
+    "max_connections": "max_size",
     "max_overflow": "max_size (connections are never opened beyond it)",
     "timeout": "connection_timeout (or get(timeout=...) for one call)",
     "pool_timeout": "connection_timeout",

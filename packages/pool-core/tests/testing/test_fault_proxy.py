@@ -225,6 +225,24 @@ async def test_a_slow_accept_delays_the_first_answer(proxy: FaultProxy, echo: Ec
 
 
 @case
+async def test_a_retargeted_proxy_leads_new_connections_elsewhere(proxy: FaultProxy, echo: EchoServer) -> None:
+    """A failover behind one address: present connections stay with the old server."""
+    other = EchoServer()
+    server = await asyncio.start_server(other.serve, "127.0.0.1", 0)
+    old = await asyncio.open_connection(proxy.host, proxy.port)
+    assert await ask(*old, b"old\n") == b"OLD\n"
+    proxy.retarget(*server.sockets[0].getsockname())
+    new = await asyncio.open_connection(proxy.host, proxy.port)
+    assert await ask(*new, b"new\n") == b"NEW\n"
+    assert await ask(*old, b"still\n") == b"STILL\n"
+    assert (echo.received, other.received) == ([b"old\n", b"still\n"], [b"new\n"])
+    for _, writer in (old, new):
+        writer.close()
+    await eventually(lambda: len(other.ended) == 1)
+    server.close()
+
+
+@case
 async def test_silence_accepts_and_never_answers(proxy: FaultProxy, echo: EchoServer) -> None:
     """The fault that hangs drivers without a connect timeout of their own."""
     proxy.silence()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+import time
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar, cast
 
 import pymongo
 from dns.exception import DNSException
@@ -33,6 +34,7 @@ Session = TypeVar("Session")
 
 # UserNotFound, Unauthorized, AuthenticationFailed, MechanismUnavailable, and Atlas' own word for a wrong password.
 _REFUSALS = frozenset({11, 13, 18, 334, 8000})
+_LOOK_EVERY: Final = 0.05  # seconds
 # The end of file in a handshake is what a proxy before a server that restarts shows as well: that heals.
 _TLS_GLITCHES = ("UNEXPECTED_EOF",)
 
@@ -109,6 +111,51 @@ class _Manager(Generic[Client, Session]):
         except BaseException as error:
             self._driver.tidy(client, error)
             raise
+
+    async def _prove_new(self, client: Client) -> None:
+        """Ping for a connect: give up as soon as every server has been asked and none suits.
+
+        The driver would go on asking. Here the pool does so, which knows the cause then and can tell it to whoever
+        waits for less than ``ping_timeout``.
+        """
+        loop, began = asyncio.get_running_loop(), time.monotonic()
+        scope = asyncio.timeout(None)
+        alarm: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal alarm
+            if self._suits_nobody(client, began):
+                scope.reschedule(loop.time())
+            else:
+                alarm = loop.call_later(_LOOK_EVERY, look)
+
+        alarm = loop.call_later(_LOOK_EVERY, look)
+        try:
+            async with scope:
+                return await self._prove(client)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+        finally:
+            alarm.cancel()
+        topology = cast("Any", client).topology_description
+        servers = topology.server_descriptions()
+        errors = {address: server.error for address, server in servers.items() if server.error is not None}
+        reasons = ", ".join(f"{host}:{port}: {error}" for (host, port), error in errors.items()) or repr(topology)
+        raise ServerSelectionTimeoutError(
+            f"no server can be used for reads by the client's read preference: {reasons}"
+        ) from next(iter(errors.values()), None)
+
+    def _suits_nobody(self, client: Client, began: float) -> bool:
+        """Whether each server was asked since then, or is known, and none can be used for the ping."""
+        some = cast("Any", client)
+        topology = some.topology_description
+        servers = topology.server_descriptions().values()
+        asked = all(
+            server.server_type_name != "Unknown" or (server.error is not None and server.last_update_time > began)
+            for server in servers
+        )
+        return asked and bool(servers) and not topology.has_readable_server(some.read_preference)
 
     def _knows_no_server(self, client: Client) -> bool:
         # A client that has not been used yet knows no server either, and no error.
@@ -235,7 +282,7 @@ class SessionManager(_Manager[Client, Session]):
         """
         shared = await self._join()
         try:
-            await self._prove(shared.client)
+            await self._prove_new(shared.client)
             session = await self._driver.start_session(shared.client, self._session_options)
             core = self._driver.core
             understood = _internals.understood(core(shared.client), core(session))
@@ -387,7 +434,7 @@ class ClientManager(_Manager[Client, Session]):
         """
         client = await self._new_client()
         try:
-            await self._prove(client)
+            await self._prove_new(client)
         except BaseException:
             self._driver.drop(client)  # no await here: a scope that is cancelled cancels every one of them
             raise

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 from redis._parsers import AsyncCommandsParser
 from redis.asyncio.cluster import ClusterNode, ClusterPipeline, RedisCluster
 from redis.credentials import UsernamePasswordCredentialProvider
-from redis.exceptions import ClusterDownError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import ClusterDownError, NoPermissionError, RedisClusterException, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ._connection import TrackedConnection, Turns, is_out_of_step, tracked
-from ._manager import WrongServer, is_transient, presentable
+from ._manager import WrongServer, is_transient, pong, presentable
 from ._settings import hosts_from_url
 
 if TYPE_CHECKING:
@@ -223,11 +223,13 @@ class RedisClusterConnectionManager:
             return False
         sockets = [connection for connection in client.sockets if connection.is_connected]
         if not sockets:
-            return bool(await client.ping(target_nodes=RedisCluster.RANDOM))
+            try:
+                return bool(await client.ping(target_nodes=RedisCluster.RANDOM))
+            except NoPermissionError:
+                return True  # that is an answer, too
         for connection in sockets:
             await connection.send_command("PING", check_health=False)
-        replies = [await connection.read_response() for connection in sockets]
-        return all(reply in (b"PONG", "PONG") for reply in replies)
+        return all([await pong(connection) for connection in sockets])
 
     def has_broken(self, client: LeasedRedisCluster, /) -> bool:
         """See whether a node's connection is dead, out of step or held on to, or the client was changed. No I/O."""

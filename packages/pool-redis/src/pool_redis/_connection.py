@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import math
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from redis.asyncio.client import Redis
@@ -66,6 +67,16 @@ _CLIENT_MARKS: Final[Mapping[str, tuple[int, int]]] = {
 }
 
 
+# Where a command that may block says for how long: the index of that argument, and how many of it make a second.
+_LAST, _FIRST = -1, 1
+_BLOCKING: Final[Mapping[str, tuple[int, int]]] = {
+    **dict.fromkeys(["BLPOP", "BRPOP", "BRPOPLPUSH", "BLMOVE", "BZPOPMIN", "BZPOPMAX"], (_LAST, 1)),
+    **dict.fromkeys(["BLMPOP", "BZMPOP"], (_FIRST, 1)),
+    **dict.fromkeys(["WAIT", "WAITAOF"], (_LAST, 1000)),
+    **dict.fromkeys(["XREAD", "XREADGROUP"], (0, 1000)),  # after the word BLOCK
+}
+
+
 class Owner(Protocol):
     """Who wants to know what becomes of a connection."""
 
@@ -79,6 +90,7 @@ class TrackedConnection(AbstractConnection):
     Attributes:
         unanswered: commands sent whose replies were not read, so that the next reply may be an older one.
         dirt: bits of the session state that the borrower may have changed.
+        blocking: seconds that the unanswered commands may block on the server, beside ``socket_timeout``.
         limit: dirt from here on cannot be taken back.
         sealed: refuse to reconnect, since a new connection under an old lease would have another age and session.
         spoken: the passwords sent until the connection was sealed: errors must not show them.
@@ -90,6 +102,7 @@ class TrackedConnection(AbstractConnection):
 
     unanswered: int = 0
     dirt: int = 0
+    blocking: float = 0.0
     limit: int = CLEANABLE
     sealed: bool = False
     spoken: tuple[str, ...] = ()
@@ -115,6 +128,8 @@ class TrackedConnection(AbstractConnection):
             elif name == "SCRIPT" and _second(words, args) == "DEBUG":
                 mark = (_LOST, 0)
             else:
+                if name in _BLOCKING and not self.dirt & _MULTI:  # within MULTI nothing blocks
+                    self.blocking += _seconds_blocked(name, args)
                 return packed
         elif not self.sealed and (name == "AUTH" or (name == "HELLO" and len(args) > 2)):
             self.spoken += (_text(args[-1]),)
@@ -123,11 +138,11 @@ class TrackedConnection(AbstractConnection):
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
         """Pack several; when one of them cannot be packed, none is sent."""
-        before = self.unanswered, self.dirt
+        before = self.unanswered, self.dirt, self.blocking
         try:
             return super().pack_commands(commands)
         except BaseException:
-            self.unanswered, self.dirt = before
+            self.unanswered, self.dirt, self.blocking = before
             raise
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
@@ -152,19 +167,34 @@ class TrackedConnection(AbstractConnection):
         disconnect_on_error: bool = True,
         push_request: bool | None = False,
     ) -> Any:
-        """Read one reply. Given a timeout, redis-py says None for "nothing came" too: then it counts as unanswered."""
+        """Read one reply. Given a timeout, redis-py says None for "nothing came" too: then it counts as unanswered.
+
+        ``socket_timeout`` counts from the moment when the server is to answer: not while a command blocks.
+        """
+        if self.blocking and timeout is None and self.socket_timeout is not None:
+            usual, self.socket_timeout = self.socket_timeout, _sum(self.socket_timeout, self.blocking)
+        else:
+            usual = None
         try:
             reply = await super().read_response(
                 disable_decoding, timeout, disconnect_on_error=disconnect_on_error, push_request=push_request
             )
         except ResponseError as error:
-            self.unanswered -= 1
+            self._answered()
             if self.writes and isinstance(error, ReadOnlyError):
                 self.dirt |= _LOST
             raise
+        finally:
+            if usual is not None:
+                self.socket_timeout = usual
         if reply is not None or timeout is None:
-            self.unanswered -= 1
+            self._answered()
         return reply
+
+    def _answered(self) -> None:
+        self.unanswered -= 1
+        if not self.unanswered:
+            self.blocking = 0.0
 
     async def _connect(self) -> None:
         if self.sealed:
@@ -195,7 +225,10 @@ class TrackedConnection(AbstractConnection):
         try:
             await super().disconnect(nowait, *details, **more)
         finally:
-            self.unanswered = self.dirt = 0
+            self._forget()
+
+    def _forget(self) -> None:
+        self.unanswered, self.dirt, self.blocking = 0, 0, 0.0
 
     @property
     def subscribed(self) -> bool:
@@ -209,7 +242,8 @@ class TrackedConnection(AbstractConnection):
     def seal(self) -> None:
         """Begin to keep watch: the handshake is over."""
         self._look_around()
-        self.sealed, self.unanswered, self.dirt = True, 0, 0
+        self.sealed = True
+        self._forget()
         if HImportRegistry is not None:
             self.himport_registry = HImportRegistry()
 
@@ -270,7 +304,7 @@ class TrackedConnection(AbstractConnection):
     def drop(self) -> None:
         """Close the socket at once: no goodbye, no waiting."""
         writer, self._reader, self._writer = self._writer, None, None
-        self.unanswered = self.dirt = 0
+        self._forget()
         self._parser.on_disconnect()  # type: ignore[no-untyped-call]
         if writer is not None:
             with contextlib.suppress(RuntimeError):  # its loop is closed
@@ -451,3 +485,23 @@ def _text(word: object) -> str:
 
 def _second(words: list[str], args: tuple[Any, ...]) -> str:
     return words[1] if len(words) > 1 else _text(args[1]).upper() if len(args) > 1 else ""
+
+
+def _sum(timeout: float, blocking: float) -> float | None:
+    return None if blocking == math.inf else timeout + blocking
+
+
+def _seconds_blocked(name: str, args: tuple[Any, ...]) -> float:
+    """How long the server may wait before it answers; inf: for ever. What cannot be read the server refuses at once."""
+    words = [*_text(args[0]).split(), *map(_text, args[1:])]
+    place, per_second = _BLOCKING[name]
+    try:
+        if not place:
+            words = [
+                word.upper() for word in words[4 if name == "XREADGROUP" else 1 :]
+            ]  # GROUP, its name, the consumer
+            place = words.index("BLOCK", 0, words.index("STREAMS")) + 1
+        seconds = float(words[place]) / per_second
+    except (ValueError, IndexError):
+        return 0.0
+    return seconds if seconds > 0 else math.inf if seconds == 0 else 0.0

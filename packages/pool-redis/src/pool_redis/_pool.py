@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+import contextlib
+import copy
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack, cast
 
 from pool_core import ConnectError, Pool, PoolClosed, PoolOptions, PoolOverloaded, PoolTimeout
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, MaxConnectionsError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ._connection import LeasedRedis, TrackedConnection
 from ._manager import RedisConnectionManager
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from pool_core import PooledConnection
     from redis._parsers import Encoder
     from redis.asyncio.connection import AbstractConnection
-    from redis.asyncio.retry import Retry
     from redis.auth.token import TokenInterface
 
 
@@ -27,6 +32,11 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import ConnectionPool as _Base
 else:
     from redis.asyncio.connection import ConnectionPoolInterface as _Base
+
+
+# What redis-py's pools take in a URL and we take as options of the pool, as numbers of this kind.
+_OPTIONS: Final = {"max_connections": ("max_size", int), "timeout": ("connection_timeout", float)}
+_FALSE: Final = ("", "0", "f", "false", "n", "no")  # as redis-py reads them
 
 
 class RedisPool(_Base):
@@ -42,7 +52,9 @@ class RedisPool(_Base):
     ``aclose()``. ``async with pool:`` opens it properly, so that ``min_idle`` connections are up or the error is raised.
 
     Args:
-        manager: a URL, or a :class:`RedisConnectionManager` where more is to be said.
+        manager: a URL, or a :class:`RedisConnectionManager` where more is to be said. In the URL, ``max_connections``,
+            ``timeout`` and ``retry_on_timeout`` are understood as by redis-py's pools: ``max_size``,
+            ``connection_timeout``, and one retry. Keyword arguments win over them.
         retry: redis-py's retry for the commands of its clients, as ``ConnectionPool(retry=...)``; None: no retry. A
             connection that reconnected for a retry is closed on return, since it is not as old as the pool believes.
         options: the options of :class:`pool_core.Pool`, without ``guard``.
@@ -70,7 +82,13 @@ class RedisPool(_Base):
             raise ValueError(
                 "guard=True: a RedisPool lends redis-py's connections, which it cannot guard; leave it out"
             )
-        self._manager = RedisConnectionManager(manager) if isinstance(manager, str) else manager
+        if isinstance(manager, str):
+            manager, found = _taken_apart(manager)
+            if found.pop("retry_on_timeout", False):
+                retry = copy.deepcopy(retry) or Retry(NoBackoff(), 1)
+                retry.update_supported_errors([RedisTimeoutError])
+            options = cast("PoolOptions[LeasedRedis]", {**found, **options})
+        self._manager = manager
         self.pool: Final[Pool[LeasedRedis]] = Pool(self._manager, **options)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._retry = retry
@@ -137,17 +155,17 @@ class RedisPool(_Base):
 
     def reset(self) -> None:
         """Retire all connections softly: idle ones now, used ones on their return."""
-        self.pool.evict()
+        self._retire()
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
         """Close all connections: idle ones now, used ones at once, too, unless `inuse_connections` is False."""
         if inuse_connections:
-            self.pool.evict(_cut_if_lent)
-        self.pool.evict()
+            self._retire(_cut_if_lent)
+        self._retire()
 
     async def re_auth_callback(self, token: TokenInterface) -> None:
         """Retire all connections softly: their successors authenticate with the new token."""
-        self.pool.evict()
+        self._retire()
 
     async def aclose(self) -> None:
         """Close the pool: what waits fails, what is used is waited for, at most 10 s."""
@@ -166,8 +184,34 @@ class RedisPool(_Base):
         await self.pool.open(wait=wait)
         self._loop = asyncio.get_running_loop()
 
+    def _retire(self, predicate: Callable[[LeasedRedis], bool] | None = None) -> None:
+        # redis-py's pools do nothing where nothing is open; so does ours before its first use and after its last.
+        if self._loop is not None and not self._loop.is_closed():
+            with contextlib.suppress(PoolClosed):
+                self.pool.evict(predicate)
+
 
 def _cut_if_lent(client: LeasedRedis) -> bool:
     if client.tracked.lease is not None:
         client.tracked.drop()
     return True
+
+
+def _taken_apart(url: str) -> tuple[RedisConnectionManager, dict[str, Any]]:
+    """A manager for the URL without what is the pool's, and that. Each error is without a word of the URL."""
+    rest, _, query = url.partition("?")
+    found: dict[str, Any] = {}
+    kept: list[str] = []
+    for pair in query.split("&"):
+        name, _, value = pair.partition("=")
+        if name == "retry_on_timeout":
+            found[name] = value.lower() not in _FALSE
+        elif name in _OPTIONS:
+            ours, kind = _OPTIONS[name]
+            try:
+                found[ours] = kind(value)
+            except ValueError:
+                raise ValueError(f"{name} in the URL: expected a number, for the pool's {ours}") from None
+        else:
+            kept.append(pair)
+    return RedisConnectionManager(f"{rest}?{'&'.join(kept)}" if any(kept) else rest), found

@@ -280,7 +280,7 @@ class ManagerConformance(Generic[C]):
         """Hook: send a request that the driver waits for no answer to, and that the server answers with an error.
 
         A publish to an exchange that does not exist, a command without a reply that is refused, a request sent past the
-        driver's own methods. The hook returns at once; the error arrives later.
+        driver's own methods. The connection was used before. The hook waits for no answer: the error arrives later.
         """
         raise _NotGivenError("late_error")
 
@@ -724,6 +724,7 @@ class ManagerConformance(Generic[C]):
         manager = lab.manager()
         conn = await lab.connect(manager)
         clean = await self._look(lab, conn)
+        await self._use(lab, conn, "a new connection")
         _, before = lab.proxy.forwarded
         await lab.within(self.late_error(conn), "the hook late_error did not return at once")
         await eventually(
@@ -735,6 +736,7 @@ class ManagerConformance(Generic[C]):
         for arrives in ("before the next checkout", "during the next borrower's request"):
             manager = lab.manager()
             conn = await lab.connect(manager)
+            await self._use(lab, conn, "a new connection")
             lab.proxy.freeze("to_client")
             await lab.within(self.late_error(conn), "the hook late_error did not return at once")
             late = arrives.startswith("during")

@@ -161,6 +161,21 @@ class FaultProxy:
 
         self._call(silence)
 
+    def retarget(self, host: str, port: int) -> None:
+        """Lead new connections to another server: a failover behind one address. Present ones stay where they are.
+
+        It is no fault that :meth:`heal` would end.
+
+        Args:
+            host: the other server's name or address.
+            port: its TCP port.
+        """
+
+        def retarget() -> None:
+            self._target = (host, port)
+
+        self._call(retarget)
+
     def trickle(self, *, delay: float = 0.01, size: int = 1, direction: Direction = "both") -> None:
         """Let through a few bytes at a time: whoever takes one read for one message breaks.
 
