@@ -207,8 +207,9 @@ def cluster(like: Server, masters: int = 3, replicas: int = 1) -> Iterator[Fleet
             first, last = number * 16384 // masters, (number + 1) * 16384 // masters - 1
             fleet.ask(port, "CLUSTER", "ADDSLOTSRANGE", str(first), str(last))
             fleet.ask(port, "CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
-        for port in ports[1:]:
-            fleet.ask(port, "CLUSTER", "MEET", "127.0.0.1", str(ports[0]))
+        for number, port in enumerate(ports):  # each meets each: by hearsay alone it takes them seconds
+            for other in ports[:number]:
+                fleet.ask(port, "CLUSTER", "MEET", "127.0.0.1", str(other))
 
         known = {port: str(fleet.ask(port, "CLUSTER", "MYID")) for port in ports}
 
@@ -268,6 +269,28 @@ def sentinels(like: Server) -> Iterator[tuple[Fleet, Fleet]]:
         both = Fleet([fleet.nodes[port] for port in ports[:3]]), Fleet([fleet.nodes[port] for port in watching])
         watched(*both, replicas=2)
         yield both
+
+
+def reunited(data: Fleet, watchers: Fleet) -> None:
+    """Bring back whoever was killed or paused, and let an old master follow the new one.
+
+    The sentinels would tell it so by themselves, after eight seconds.
+    """
+    data.heal()
+    watchers.heal()
+    elected = 0
+
+    def agreed() -> bool:
+        nonlocal elected
+        named = {watchers.ask(port, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster")[1] for port in watchers.ports}
+        elected = int(named.pop())
+        return not named and data.role(elected) == "master"
+
+    until(agreed, "all sentinels name one master")
+    for port in data.ports:
+        if port != elected and data.role(port) == "master":
+            data.ask(port, "REPLICAOF", "127.0.0.1", str(elected))
+    watched(data, watchers)
 
 
 def watched(data: Fleet, watchers: Fleet, replicas: int = 0) -> None:

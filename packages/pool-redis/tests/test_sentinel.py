@@ -35,9 +35,7 @@ SECRET = "canary-Sesame"
 def service(watched: tuple[Fleet, Fleet]) -> Iterator[tuple[Fleet, Fleet]]:
     """The servers and the sentinels; whatever the test did to them is healed behind it."""
     yield watched
-    for part in watched:
-        part.heal()
-    fleet.watched(*watched)
+    fleet.reunited(*watched)
 
 
 def manager_of(sentinels: Fleet, **options: Any) -> RedisSentinelConnectionManager:
