@@ -15,7 +15,9 @@ from containers.servers import Server
 SECRET = "c@nary/secret"
 RECONNECTS = "a client opens new sockets by itself, and a session is tied to none: test_faults has what holds instead"
 
-
+CLIENTS_SOCKETS = (
+    "the driver checks and replaces the sockets of the sessions' client; test_failover has what evicts the client"
+)
 NO_KILL = "MongoDB has no command by which one client drops another's connection; test_faults kills the whole server"
 
 
@@ -46,6 +48,8 @@ class _Mongo(ManagerConformance[Any]):
 
 
 class _Sessions(_Mongo):
+    skips: ClassVar = {**_Mongo.skips, "evict": CLIENTS_SOCKETS, "max_lifetime": CLIENTS_SOCKETS}
+
     async def use(self, conn: Any) -> None:
         assert (await conn.client.admin.command("ping", session=conn))["ok"] == 1
 

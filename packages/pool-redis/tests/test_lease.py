@@ -499,10 +499,10 @@ BLOCKING = [
 @pytest.mark.parametrize(("command", "seconds"), BLOCKING, ids=[command for command, _ in BLOCKING])
 def test_it_is_known_how_long_a_command_may_block(command: str, seconds: float) -> None:
     """socket_timeout ends what it does not know; within MULTI nothing blocks."""
-    connection = RedisConnectionManager("redis://localhost")._settings.connection()
+    connection = RedisConnectionManager("redis://localhost")._settings.sample()
     connection.pack_command(*command.split())
     assert connection.blocking == seconds
-    connection = RedisConnectionManager("redis://localhost")._settings.connection()
+    connection = RedisConnectionManager("redis://localhost")._settings.sample()
     connection.pack_commands([("MULTI",), command.encode().split()])
     assert connection.blocking == 0
 
@@ -534,13 +534,13 @@ def test_a_server_that_hangs_ends_a_blocking_command_too(redis: Server, run: Any
 
     async def main() -> None:
         with FaultProxy(redis.host, redis.port) as proxy:
-            manager = RedisConnectionManager(host=proxy.host, port=proxy.port, socket_timeout=0.1)
+            manager = RedisConnectionManager(host=proxy.host, port=proxy.port, socket_timeout=0.5)
             client = await manager.connect()
             proxy.freeze("to_client")
             began = time.monotonic()
             with pytest.raises(RedisTimeoutError):
                 await client.blpop(["pool-redis:none"], timeout=0.2)
-            assert 0.25 < time.monotonic() - began < 2
+            assert 0.6 < time.monotonic() - began < 3
             assert manager.has_broken(client) is True
             proxy.heal()
             client = await manager.connect()
@@ -549,7 +549,7 @@ def test_a_server_that_hangs_ends_a_blocking_command_too(redis: Server, run: Any
             began = time.monotonic()
             with pytest.raises(RedisTimeoutError):  # what does not block ends as before
                 await client.ping()
-            assert client.tracked.socket_timeout == 0.1
+            assert client.tracked.socket_timeout == 0.5
             await manager.close(client)
 
     run(main())

@@ -99,7 +99,7 @@ def test_bad_settings_are_refused_at_once() -> None:
         RedisSentinelConnectionManager(sentinels=sentinels, port=6379)
     with pytest.raises(ValueError, match="role='boss'"):
         RedisSentinelConnectionManager(sentinels=sentinels, role="boss")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="did you mean password"):
+    with pytest.raises(TypeError, match="did you mean 'password'"):
         RedisSentinelConnectionManager(sentinels=sentinels, sentinel_options={"pasword": "x"})
     manager = RedisSentinelConnectionManager(
         sentinels=sentinels, password=SECRET, sentinel_options={"password": SECRET}

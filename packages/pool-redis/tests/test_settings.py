@@ -1,11 +1,19 @@
 """What a user says about the server: understood, or refused at once, before any I/O and without a secret."""
 
+import asyncio
 import pickle
+import subprocess
+import sys
 import traceback
 from typing import Any
 
 import pytest
-from pool_redis import RedisConnectionManager, RedisPool
+from pool_redis import (
+    RedisClusterConnectionManager,
+    RedisConnectionManager,
+    RedisPool,
+    RedisSentinelConnectionManager,
+)
 from redis.asyncio import SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -61,7 +69,7 @@ def test_a_url_that_cannot_be_read_is_refused_without_showing_it(url: str) -> No
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"pasword": SECRET}, TypeError, "pasword.*did you mean password"),
+        ({"pasword": SECRET}, TypeError, "pasword.*did you mean 'password'"),
         ({"db": -1}, ValueError, "db=-1.*from 0"),
         ({"db": "abc"}, ValueError, "db='abc'"),
         ({"port": 0}, ValueError, "port=0.*1 to 65535"),
@@ -94,7 +102,7 @@ def test_a_bad_option_is_refused_at_once_with_what_to_do(
 
 def test_a_url_that_is_no_text_is_a_type_error() -> None:
     """bytes would make urllib quote them."""
-    with pytest.raises(TypeError, match="a URL is a str, not bytes"):
+    with pytest.raises(TypeError, match="the URL is of type bytes: expected a str"):
         RedisConnectionManager(b"redis://localhost")  # type: ignore[arg-type]
 
 
@@ -114,18 +122,78 @@ def test_no_picture_of_a_manager_shows_a_password(make: Any) -> None:
         assert SECRET not in repr(thing.connection_kwargs)
 
 
-def test_a_manager_is_not_pickled_with_its_password() -> None:
-    """A pickle is a picture, too: of a manager none can be taken that would show it in passing."""
-    manager = RedisConnectionManager(password=SECRET)
-    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)) as caught:
-        pickle.dumps(manager)
+def test_a_manager_survives_pickling() -> None:
+    """A process that is spawned gets it so; the copy connects as the original does."""
+    copy = pickle.loads(pickle.dumps(RedisConnectionManager("rediss://localhost:7000", password=SECRET)))
+    assert asyncio.run(copy._settings.resolved())["password"] == SECRET
+    assert SECRET not in repr(copy) + repr(vars(copy))
+
+
+def test_credentials_may_be_callables() -> None:
+    """A rotated password is asked for at each connect."""
+    words = iter(["one", "two"])
+
+    async def password() -> str:
+        return next(words)
+
+    manager = RedisConnectionManager("redis://localhost", username=lambda: "me", password=password)
+
+    async def main() -> None:
+        for word in ("one", "two"):
+            connection = await manager._settings.connection()
+            assert (connection.username, connection.password) == ("me", word)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("around", ["{}\n", "{} ", " {}", "{}\r\n", "{}\t", "\ufeff{}"])
+@pytest.mark.parametrize(
+    ("make", "url"),
+    [
+        (RedisConnectionManager, f"redis://:{SECRET}@localhost/0"),
+        (RedisConnectionManager, "unix:///run/redis.sock"),
+        (RedisSentinelConnectionManager, f"redis+sentinel://:{SECRET}@host/mymaster"),
+        (RedisClusterConnectionManager, f"redis+cluster://:{SECRET}@host"),
+        (RedisPool, f"redis://:{SECRET}@localhost/0"),
+    ],
+)
+def test_white_space_around_a_url_is_refused(make: Any, url: str, around: str) -> None:
+    """A secret that is mounted as a file often ends with a line break: not stripped, not another database."""
+    with pytest.raises(ValueError, match="the URL (ends with a line break|has white space)") as caught:
+        make(around.format(url))
     assert SECRET not in str(caught.value)
+
+
+def test_decode_responses_in_a_url_can_be_off() -> None:
+    """redis-py takes any text for True."""
+    for value, meant in (("false", False), ("0", False), ("true", True), ("1", True)):
+        manager = RedisConnectionManager(f"redis://localhost?decode_responses={value}")
+        assert manager._settings.sample().encoder.decode_responses is meant
+    with pytest.raises(ValueError, match="decode_responses='perhaps' in the URL: expected True or False"):
+        RedisConnectionManager("redis://localhost?decode_responses=perhaps")
+
+
+def test_sentinel_cluster_and_pool_are_imported_by_those_who_use_them() -> None:
+    """Most programs need none of them."""
+    code = """
+import sys, pool_redis
+pool_redis.RedisConnectionManager("redis://localhost")
+assert not {"pool_redis._sentinel", "pool_redis._cluster", "pool_redis._pool"} & set(sys.modules)
+assert set(pool_redis.__all__) <= set(dir(pool_redis))
+from pool_redis import *
+assert RedisPool and RedisSentinelConnectionManager and RedisClusterConnectionManager
+try:
+    pool_redis.RedisPol
+except AttributeError as error:
+    assert "RedisPol" in str(error)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
 def test_a_bad_update_changes_nothing() -> None:
     """A rotation with a typing error must not cut the pool off from its server."""
     manager = RedisConnectionManager("redis://localhost:7000")
-    with pytest.raises(TypeError, match="did you mean port"):
+    with pytest.raises(TypeError, match="did you mean 'port'"):
         manager.update(prt=7001)
     with pytest.raises(ValueError, match="not valid"):
         manager.update("redis://localhost:port")
@@ -137,8 +205,8 @@ def test_an_update_keeps_what_it_does_not_name() -> None:
     manager = RedisConnectionManager("rediss://old:7000/1", decode_responses=True)
     manager.update(host="new")
     settings = manager._settings
-    connection = settings.connection()
-    assert (settings.uses_tls, settings.where) == (True, "new:7000")
+    connection = settings.sample()
+    assert (settings.uses_tls, settings.place()) == (True, "new:7000")
     assert (connection.db, connection.encoder.decode_responses) == (1, True)
 
 
@@ -151,18 +219,19 @@ def test_an_update_can_move_between_tcp_and_a_unix_socket() -> None:
     assert "localhost:6379" in repr(manager)
 
 
-def test_an_update_with_a_url_starts_afresh() -> None:
-    """diesel's update_database_url: the URL says everything."""
+def test_an_update_with_a_url_replaces_the_url() -> None:
+    """What the former URL said is gone; keyword arguments that are not named stay, as in all adapters."""
     manager = RedisConnectionManager("redis://:old@localhost:7000/1", decode_responses=True)
     manager.update("redis://other/2")
-    connection = manager._settings.connection()
-    assert (connection.db, connection.password, connection.encoder.decode_responses) == (2, None, False)
+    connection = manager._settings.sample()
+    assert (connection.db, connection.password, connection.encoder.decode_responses) == (2, None, True)
+    assert manager._settings.place() == "other:6379"
 
 
 def test_an_update_can_exchange_a_password_for_a_provider_and_back() -> None:
     """redis-py refuses both at once; whoever names one means it instead of the other."""
     manager = RedisConnectionManager("redis://user:old@localhost")
     manager.update(credential_provider=UsernamePasswordCredentialProvider("a", "b"))
-    assert manager._settings.connection().password is None
+    assert manager._settings.sample().password is None
     manager.update(password="new")
-    assert manager._settings.connection().credential_provider is None
+    assert manager._settings.sample().credential_provider is None

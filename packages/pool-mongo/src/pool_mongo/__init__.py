@@ -8,7 +8,7 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from ._driver import Driver, PyMongoDriver
-from ._managers import ClientManager, SessionManager
+from ._manager import ClientManager, SessionManager
 
 __all__ = ["MongoClientManager", "MongoSessionManager"]
 

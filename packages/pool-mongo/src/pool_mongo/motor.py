@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession
 
 from . import _internals
-from ._managers import ClientManager, SessionManager
+from ._manager import ClientManager, SessionManager
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -40,7 +40,12 @@ class MotorDriver:
         try:
             await asyncio.shield(opening)
         except asyncio.CancelledError:
-            opening.add_done_callback(lambda _: self.drop(client))
+            # If the cancelled one was not the last that uses this client, it stays open for the others.
+            def end_again(_: object) -> None:
+                if _internals.is_closed(client.delegate):
+                    self.drop(client)
+
+            opening.add_done_callback(end_again)
             raise
 
     async def start_session(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from pool_core.adapters import Settings as BaseSettings
+from pool_core.adapters import dropping_on_failure
 from redis._parsers import AsyncCommandsParser
 from redis.asyncio.cluster import ClusterNode, ClusterPipeline, RedisCluster
 from redis.credentials import UsernamePasswordCredentialProvider
@@ -11,24 +13,22 @@ from redis.exceptions import ClusterDownError, NoPermissionError, RedisClusterEx
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ._connection import TrackedConnection, Turns, is_out_of_step, tracked
-from ._manager import WrongServer, is_transient, pong, presentable
-from ._settings import hosts_from_url
+from ._internals import TrackedConnection, Turns, is_out_of_step, tracked
+from ._manager import WrongServer, is_transient, judge, pong, presentable
+from ._settings import Address, Settings, check_pairs, named, read_several
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from redis.asyncio.retry import Retry
 
-Address = tuple[str, int]
-
 _NODE_PORT: Final = 6379
+_FORM: Final = "redis+cluster://user:password@node:6379,node"
 _FOREIGN: Final = {
     "startup_nodes": "give nodes=[(host, port), ...], or a redis+cluster:// URL",
     "max_connections": "a lease has one connection to each node",
     "db": "a cluster has only database 0",
     "path": "a cluster is reached over TCP",
-    "unix_socket_path": "a cluster is reached over TCP",
     "connection_class": "a cluster client chooses it itself",
     "redis_connect_func": "a cluster client needs it itself",
 }
@@ -165,20 +165,14 @@ class RedisClusterConnectionManager:
 
     def __init__(self, url: str | None = None, /, *, nodes: Iterable[Address] | None = None, **options: Any) -> None:
         self._known_commands: dict[str, Any] = {}
-        self._configure(url, nodes, options)
+        self._settings = ClusterSettings(url, _given(nodes, options))
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} by {self._where}>"
+        return f"<{type(self).__name__} by {self._settings.place()}>"
 
     def update(self, url: str | None = None, /, *, nodes: Iterable[Address] | None = None, **options: Any) -> None:
-        """Use other settings for new leases; present ones stay (``pool.evict()`` retires them).
-
-        With a `url` it says everything, as when the manager is made; else what is given replaces what was.
-        """
-        if url is None:
-            nodes = nodes or self._nodes
-            options = {**self._options.values, **options}
-        self._configure(url, nodes, options)
+        """Use other settings for new leases, as :meth:`RedisConnectionManager.update`."""
+        self._settings = self._settings.updated(url, _given(nodes, options))
 
     async def connect(self) -> LeasedRedisCluster:
         """Make a client, let it learn the cluster from the first node that answers, and see that the cluster is up.
@@ -189,33 +183,26 @@ class RedisClusterConnectionManager:
             redis.RedisClusterException: no node answers, or not all slots are served.
             redis.RedisError: credentials are refused, ...
         """
-        options = self._options.values
-        client = LeasedRedisCluster(
-            self._known_commands,
-            startup_nodes=[ClusterNode(host, port) for host, port in self._nodes],
-            **options,
-        )
+        settings = self._settings
+        options = await settings.resolved()
+        client = settings.client(options, self._known_commands)
         try:
-            await client.initialize()
-            if options.get("require_full_coverage", True):
-                await self._see_that_it_is_up(client)
-            # The nodes that were asked first are asked again when the cluster changes; till then they need no socket.
-            served = {id(connection) for node in client.get_nodes() for connection in node._connections}
-            for connection in client.sockets:
-                if id(connection) not in served:
-                    connection.drop()
-            client.spoilt = False  # a node that was down while the others were asked is no fault of this client's
-        except BaseException as error:
-            secrets = self._options.secrets()
-            client.drop()
-            if not isinstance(error, Exception):
-                raise
-            failure = self._explained(error, secrets)
+            with dropping_on_failure(client.drop):
+                await client.initialize()
+                if options.get("require_full_coverage", True):
+                    await self._see_that_it_is_up(client)
+                # The nodes that were asked first are asked again when the cluster changes; till then they need no socket.
+                served = {id(connection) for node in client.get_nodes() for connection in node._connections}
+                for connection in client.sockets:
+                    if id(connection) not in served:
+                        connection.drop()
+                client.spoilt = False  # a node that was down while the others were asked is no fault of this client's
+                return client
+        except Exception as error:
+            failure = _explained(error, tuple(filter(None, [options.get("password")])), settings.place())
             if failure is error:
                 raise
-        else:
-            return client
-        raise failure
+        raise failure  # out here, where the error that shows a secret is not its context
 
     async def is_valid(self, client: LeasedRedisCluster, /) -> bool:
         """PING every node to which a connection is open, all at once; where none is, one node."""
@@ -263,6 +250,8 @@ class RedisClusterConnectionManager:
 
     is_transient = staticmethod(is_transient)
 
+    judge = staticmethod(judge)
+
     async def _see_that_it_is_up(self, client: LeasedRedisCluster) -> None:
         facts = await client.ask_any("CLUSTER INFO")
         if facts.get("cluster_state") != "ok":
@@ -271,63 +260,62 @@ class RedisClusterConnectionManager:
                 f"{facts.get('cluster_slots_ok')} of 16384 slots are served"
             )
 
-    def _explained(self, error: Exception, secrets: tuple[str, ...]) -> Exception:
-        seen: BaseException | None = error
-        while seen is not None:
-            if isinstance(seen, ResponseError) and "cluster support disabled" in str(seen):
-                return WrongServer(f"no node of a cluster answers at {self._where}: cluster support is disabled there")
-            seen = seen.__cause__ or seen.__context__
-        return presentable(error, secrets, self._where)
 
-    def _configure(self, url: str | None, nodes: Iterable[Address] | None, options: dict[str, Any]) -> None:
-        found: dict[str, Any] = {}
-        if url is not None:
-            hosts, path, found = hosts_from_url(url, "cluster")
-            if path.strip("/") not in ("", "0"):
-                raise ValueError("the path of a redis+cluster URL is empty: a cluster has only database 0")
-            nodes = nodes or [(host, port or _NODE_PORT) for host, port in hosts]
-            if found.pop("connection_class", None) is not None:
-                found["ssl"] = True
-        chosen = [(host, int(port)) for host, port in nodes or ()]
-        if not chosen:
-            raise ValueError("nodes: at least one pair of host and port, in the URL or as an argument")
-        merged = {**found, **options}
+def _given(nodes: Iterable[Address] | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {**({} if nodes is None else {"nodes": list(nodes)}), **named(options)}
+
+
+def _explained(error: Exception, secrets: tuple[str, ...], where: str) -> Exception:
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ResponseError) and "cluster support disabled" in str(seen):
+            return WrongServer(f"no node of a cluster answers at {where}: cluster support is disabled there")
+        seen = seen.__cause__ or seen.__context__
+    return presentable(error, secrets, where)
+
+
+class ClusterSettings(Settings):
+    """The options of a cluster client, and its nodes."""
+
+    __slots__ = ()
+
+    beside: ClassVar[frozenset[str]] = frozenset({"nodes"})
+
+    def read(self, url: str) -> dict[str, Any]:
+        """Turn a URL into options."""
+        nodes, path, options = read_several(url, "cluster", _FORM, _NODE_PORT)
+        if path.strip("/") not in ("", "0"):
+            raise ValueError(f"the path of a redis+cluster URL is empty: a cluster has only database 0; write {_FORM}")
+        return {**options, "nodes": nodes}
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Let redis-py look at the options: a client that is not initialized does no I/O."""
+        BaseSettings.check(self, values)
+        check_pairs("nodes", values.get("nodes", ()))
         for name, reason in _FOREIGN.items():
-            if merged.get(name):
+            if values.get(name):
                 raise ValueError(f"{name} is not for a lease of a cluster: {reason}")
-        checked = _Options(merged)
-        self._nodes, self._options = chosen, checked
-        self._where = ", ".join(f"{host}:{port}" for host, port in chosen)
-
-
-class _Options:
-    """The options of a cluster client, checked. Its repr shows nothing of them."""
-
-    __slots__ = ("values",)
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        values = dict(values)
-        # Not as a password, which redis-py would show in every node's connection_kwargs.
-        if values.get("username") or values.get("password"):
-            if values.get("credential_provider") is not None:
-                raise ValueError("give either username and password, or credential_provider")
-            values["credential_provider"] = UsernamePasswordCredentialProvider(
-                values.pop("username", None), values.pop("password", None)
-            )
-        self.values = values
         try:
-            client = LeasedRedisCluster({}, startup_nodes=[ClusterNode("127.0.0.1", 1)], **values)
+            client = self.client(self.harmless(values), {})
             next(iter(client.nodes_manager.startup_nodes.values())).acquire_connection()  # made, not connected
         except TypeError as error:
             raise TypeError(f"redis-py's RedisCluster refuses these settings: {error}") from None
         except (RedisError, ValueError) as error:
             raise ValueError(f"redis-py's RedisCluster refuses these settings: {error}") from None
 
-    def __repr__(self) -> str:
-        return "<options of a cluster client>"
+    def client(self, options: Mapping[str, Any], known_commands: dict[str, Any]) -> LeasedRedisCluster:
+        """Make a client of resolved options, without I/O."""
+        rest = dict(options)
+        nodes = [ClusterNode(host, port) for host, port in check_pairs("nodes", rest.pop("nodes"))]
+        # Not as a password, which redis-py would show in every node's connection_kwargs.
+        if rest.get("username") or rest.get("password"):
+            if rest.get("credential_provider") is not None:
+                raise ValueError("give either username and password, or credential_provider")
+            rest["credential_provider"] = UsernamePasswordCredentialProvider(
+                rest.pop("username", None), rest.pop("password", None)
+            )
+        return LeasedRedisCluster(known_commands, startup_nodes=nodes, **rest)
 
-    def secrets(self) -> tuple[str, ...]:
-        """What no error may show."""
-        provider = self.values.get("credential_provider")
-        password = getattr(provider, "password", None)
-        return (password,) if isinstance(password, str) and password else ()
+    def place(self) -> str:
+        """Say where they lead."""
+        return ", ".join(f"{host}:{port}" for host, port in check_pairs("nodes", self.values["nodes"]))

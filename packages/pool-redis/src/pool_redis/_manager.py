@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from typing import TYPE_CHECKING, Any, Final
 
+from pool_core import Verdict
+from pool_core.adapters import ErrorTable, dropping_on_failure
+from pool_core.adapters import is_transient as may_pass
+from pool_core.adapters import judge as judged
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -13,15 +16,17 @@ from redis.exceptions import (
     ClusterDownError,
     DataError,
     InvalidResponse,
+    MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
+    ReadOnlyError,
     ResponseError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from ._connection import LeasedRedis, Pin, TrackedConnection, is_broken
-from ._settings import Settings, from_url
+from ._internals import LeasedRedis, Pin, TrackedConnection, is_broken
+from ._settings import Settings, named
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -30,38 +35,46 @@ if TYPE_CHECKING:
 
 # A TLS handshake that takes longer is looked into: a plain Redis waits for the end of a line, and never answers it.
 _TLS_PATIENCE: Final = 0.5
-_LASTING: Final = (
-    AuthenticationError,
-    AuthorizationError,
-    ResponseError,
-    InvalidResponse,
-    DataError,
-    ssl.SSLError,
-    ValueError,
-    TypeError,
-)
-_PASSING: Final = (
-    BusyLoadingError,
-    TryAgainError,
-    ClusterDownError,
-    OutOfMemoryError,
-    ssl.SSLEOFError,
-    ssl.SSLZeroReturnError,
-)
 
 
 class WrongServer(RedisConnectionError):
     """What answers there is not the Redis server that was meant: another protocol, another role, TLS or none."""
 
 
+# Where a source is not named it is the server's own list of errors, createSharedObjects() in Redis' src/server.c.
+_TRANSIENT: Final = ErrorTable(
+    (WrongServer, False, "another protocol, service or role; this adapter's own"),
+    ((AuthenticationError, AuthorizationError), False, "NOAUTH, WRONGPASS: wrong or missing credentials"),
+    ((ResponseError, InvalidResponse, DataError), False, "an answer to the handshake: database out of range, NOPERM"),
+    (BusyLoadingError, True, "LOADING: the server has just started"),
+    ((TryAgainError, ClusterDownError), True, "TRYAGAIN, CLUSTERDOWN, MASTERDOWN: a cluster or replica heals"),
+    (OutOfMemoryError, True, "OOM: keys expire"),
+)
+_VERDICTS: Final = ErrorTable(
+    (ReadOnlyError, Verdict.RETIRE_ALL, "READONLY: the primary has become a replica"),
+    (MasterDownError, Verdict.RETIRE_ALL, "MASTERDOWN: it is a replica now, and its primary is away"),
+    (
+        "UNBLOCKED force unblock*",
+        Verdict.RETIRE_ALL,
+        "a blocking command on a primary that becomes a replica: disconnectOrRedirectAllBlockedClients(), blocked.c",
+    ),
+    (AuthenticationError, Verdict.CLOSE, "NOAUTH, WRONGPASS: this session is not the user it was opened for"),
+    (BusyLoadingError, Verdict.KEEP, "LOADING: the validation before the next use waits for it"),
+    (NoPermissionError, Verdict.KEEP, "NOPERM: one command is not allowed; another connection may not do more"),
+    ((ClusterDownError, TryAgainError), Verdict.KEEP, "CLUSTERDOWN, TRYAGAIN: the state of the cluster"),
+    ((OutOfMemoryError, "MISCONF*", "NOREPLICAS*", "BUSY*"), Verdict.KEEP, "the server refuses writes to everybody"),
+    code=lambda exc: str(exc) if type(exc) is ResponseError else None,
+)
+
+
 def is_transient(exc: Exception, /) -> bool:
     """Tell that refused, unreachable, too many clients and still loading may pass; a wrong password, role, port not."""
-    error: BaseException | None = exc
-    while error is not None:
-        if isinstance(error, WrongServer) or (isinstance(error, _LASTING) and not isinstance(error, _PASSING)):
-            return False
-        error = error.__cause__ or error.__context__
-    return True
+    return may_pass(exc, _TRANSIENT)
+
+
+def judge(exc: Exception, client: object, /) -> Verdict:
+    """Tell what an error means for connections: a server that has become a replica retires all of them."""
+    return judged(exc, _VERDICTS)
 
 
 class RedisConnectionManager:
@@ -75,7 +88,7 @@ class RedisConnectionManager:
             or ``valkey://`` and ``valkeys://`` in the place of the first two; redis-py's options may follow as a query.
             What is special in a name or password is percent-encoded.
         options: redis-py's own connection options, passed on as they are (``host="localhost"``, ``port=6379``,
-            ``db=0``, ``username``, ``password``, ``credential_provider``, ``protocol=2`` or ``3``,
+            ``db=0``, ``username`` and ``password``, which may be callables, sync or async, ``credential_provider``, ``protocol=2`` or ``3``,
             ``decode_responses=False``, ``socket_timeout=5`` s, ``ssl_ca_certs`` ...; ``ssl=True`` for TLS). They beat
             the URL's. Refused are ``retry`` and its like, since a lease never reconnects, and the options of
             redis-py's pools.
@@ -89,22 +102,22 @@ class RedisConnectionManager:
     """
 
     def __init__(self, url: str | None = None, /, **options: Any) -> None:
-        self._settings = Settings({**(from_url(url) if url is not None else {}), **options})
+        self._settings = Settings(url, named(options))
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._settings.where}>"
+        return f"<{type(self).__name__} of {self._settings.place()}>"
 
     def update(self, url: str | None = None, /, **options: Any) -> None:
         """Use other settings for new connections; present ones stay (``pool.evict()`` retires them).
 
         Args:
-            url: start from this URL alone; None: from the present settings.
-            options: settings to replace, such as ``password="new"``.
+            url: replaces all that the former URL said; None: that stays.
+            options: each replaces the former one of its name, such as ``password="new"``. The others stay.
 
         Raises:
             ValueError, TypeError: as when the manager is made; then nothing has changed.
         """
-        self._settings = self._settings.merged(options) if url is None else Settings({**from_url(url), **options})
+        self._settings = self._settings.updated(url, named(options))
 
     async def connect(self) -> LeasedRedis:
         """Open one connection, shake hands, and see that it answers.
@@ -113,17 +126,19 @@ class RedisConnectionManager:
             redis.RedisError: whatever redis-py raises, without secrets; `WrongServer` when something else answers.
         """
         settings = self._settings
-        connection = settings.connection()
-        return await self._open(connection, settings)
+        return await self._open(await settings.connection(), settings)
 
     async def is_valid(self, client: LeasedRedis, /) -> bool:
         """PING; never reconnects, as redis-py would."""
-        connection = client.tracked
-        return connection.is_connected and await _answers(connection)
+        return client.tracked.is_connected and await _answers(client.tracked)
 
     has_broken = staticmethod(is_broken)
 
     is_transient = staticmethod(is_transient)
+
+    def judge(self, exc: Exception, client: LeasedRedis, /) -> Verdict:
+        """Tell what an error means for connections: a server that has become a replica retires all of them."""
+        return judge(exc, client)
 
     def reset(self, client: LeasedRedis, /) -> Awaitable[None] | None:
         """Take back what the borrower's commands did to the session: nothing, or one round trip."""
@@ -143,23 +158,20 @@ class RedisConnectionManager:
 
     def encoder(self) -> Encoder:
         """The encoder of new connections."""
-        return self._settings.connection().encoder
+        return self._settings.sample().encoder
 
     async def _open(self, connection: TrackedConnection, settings: Settings) -> LeasedRedis:
         # Between the socket and the return there is no await that is not under this `try`: redis-py itself leaves a
         # connection open when it is cancelled in a credential provider, or fails with an error that is not its own.
         try:
-            await _shake_hands(connection, settings)
-        except BaseException as error:
-            connection.drop()
-            if not isinstance(error, Exception):
-                raise
-            failure = presentable(error, connection.spoken, settings.where)
+            with dropping_on_failure(connection.drop):
+                await _shake_hands(connection, settings)
+                connection.seal()
+                return LeasedRedis(connection_pool=Pin(connection, connection.encoder, settings.public()))
+        except Exception as error:
+            failure = presentable(error, connection.spoken, settings.place())
             if failure is error:
                 raise
-        else:
-            connection.seal()
-            return LeasedRedis(connection_pool=Pin(connection, connection.encoder, settings.public()))
         raise failure  # out here, where the error that shows a secret is not its context
 
 
@@ -169,7 +181,7 @@ async def _shake_hands(connection: TrackedConnection, settings: Settings) -> Non
     else:
         await connection.connect()  # type: ignore[no-untyped-call]
     if not await _answers(connection):
-        raise WrongServer(f"what answers at {settings.where} is not Redis: its answer to PING is not PONG")
+        raise WrongServer(f"what answers at {settings.place()} is not Redis: its answer to PING is not PONG")
 
 
 async def _answers(connection: TrackedConnection) -> bool:

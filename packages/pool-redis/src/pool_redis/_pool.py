@@ -14,7 +14,7 @@ from redis.exceptions import AuthenticationError, MaxConnectionsError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ._connection import LeasedRedis, TrackedConnection
+from ._internals import LeasedRedis, TrackedConnection
 from ._manager import RedisConnectionManager
 
 if TYPE_CHECKING:

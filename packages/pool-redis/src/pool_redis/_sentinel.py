@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
+from pool_core import Verdict
+from pool_core.adapters import dropping_on_failure
 from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 
-from ._connection import LeasedRedis, Pin, TrackedConnection, is_broken
+from ._internals import LeasedRedis, Pin, TrackedConnection, is_broken
 from ._manager import RedisConnectionManager, WrongServer, presentable
-from ._settings import Settings, hosts_from_url
+from ._settings import Address, Settings, check_pairs, named, read_several
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
     from pool_core import Pool
 
 Role: TypeAlias = Literal["master", "replica"]
-Address: TypeAlias = tuple[str, int]
 
 _SENTINEL_PORT: Final = 26379
+_FORM: Final = "redis+sentinel://user:password@sentinel:26379,sentinel/service/0"
 _PATIENCE: Final = 1.0  # seconds for a sentinel to answer: there are others
 _SILENCE: Final = 30.0
 _AWAY: Final = frozenset({"s_down", "o_down", "disconnected"})
@@ -31,6 +33,54 @@ _AWAY: Final = frozenset({"s_down", "o_down", "disconnected"})
 
 class MasterAwayError(RedisConnectionError):
     """The sentinels know the service, but no server of it that can be used now. It may pass."""
+
+
+class SentinelSettings(Settings):
+    """The settings for the servers, and what to ask the sentinels for."""
+
+    __slots__ = ()
+
+    beside: ClassVar[frozenset[str]] = frozenset({"sentinels", "service", "role"})
+
+    def read(self, url: str) -> dict[str, Any]:
+        """Turn a URL into options."""
+        sentinels, path, options = read_several(url, "sentinel", _FORM, _SENTINEL_PORT)
+        service, slash, number = path.partition("/")
+        if slash and number:
+            if not (number.isascii() and number.isdecimal()):
+                raise ValueError(f"the URL's path is /service or /service/db: write {_FORM}")
+            options.setdefault("db", int(number))
+        return {**options, "sentinels": sentinels, **({"service": service} if service else {})}
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Refuse what the sentinels decide."""
+        for name in ("host", "port", "path"):
+            if name in values:
+                raise ValueError(f"{name} is not for Sentinel, which says where the server is; give it sentinels")
+        check_pairs("sentinels", values.get("sentinels", ()))
+        if (role := values.get("role", "master")) not in ("master", "replica"):
+            raise ValueError(f"role={role!r}: allowed are 'master' and 'replica'")
+        super().check(values)
+
+    @property
+    def sentinels(self) -> list[Address]:
+        """Where the sentinels are."""
+        return check_pairs("sentinels", self.values["sentinels"])
+
+    @property
+    def service(self) -> str:
+        """The name under which they know the servers."""
+        return str(self.values.get("service", "mymaster"))
+
+    @property
+    def role(self) -> str:
+        """Whom to connect to."""
+        return str(self.values.get("role", "master"))
+
+    def place(self) -> str:
+        """Say where they lead."""
+        names = ", ".join(f"{host}:{port}" for host, port in self.sentinels)
+        return f"the {self.role} of {self.service!r} by {names}"
 
 
 class RedisSentinelConnectionManager(RedisConnectionManager):
@@ -56,10 +106,7 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
         ValueError, TypeError: bad settings; never with a word of the URL.
     """
 
-    _sentinels: list[Address]
-    _service: str
-    _role: str
-    _sentinel_settings: Settings
+    _settings: SentinelSettings
 
     def __init__(
         self,
@@ -76,11 +123,11 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
         self._generation: Address | None = None
         self._turn = random.randrange(1000)  # among replicas, so that not all processes begin with the same one
         self._remap = address_remap or _as_it_is
-        self._configure(url, sentinels, service, role, sentinel_options, options)
-
-    def __repr__(self) -> str:
-        names = ", ".join(f"{host}:{port}" for host, port in self._sentinels)
-        return f"<{type(self).__name__} of the {self._role} of {self._service!r} by {names}>"
+        patience = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
+        self._use(
+            SentinelSettings(url, _given(sentinels, service, role, options)),
+            Settings(None, {**patience, **named(sentinel_options or {})}),
+        )
 
     def update(
         self,
@@ -95,16 +142,19 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
         **options: Any,
     ) -> None:
         """Use other settings for new connections, as :meth:`RedisConnectionManager.update`."""
-        if url is not None:
-            self._configure(url, sentinels, service, role, sentinel_options, options)
-            self._remap = address_remap or self._remap
-            return
-        _refuse_places(options)
-        settings = self._settings.merged(options)
-        sentinel_settings = self._sentinel_settings.merged(sentinel_options or {})
-        self._choose(sentinels or self._sentinels, service or self._service, role or self._role)
-        self._settings, self._sentinel_settings = settings, sentinel_settings
+        self._use(
+            self._settings.updated(url, _given(sentinels, service, role, options)),
+            self._sentinel_settings.updated(None, named(sentinel_options or {})),
+        )
         self._remap = address_remap or self._remap
+
+    def _use(self, settings: SentinelSettings, sentinel_settings: Settings) -> None:
+        self._settings, self._sentinel_settings = settings, sentinel_settings
+        self._sentinels: list[Address] = settings.sentinels
+
+    @property
+    def _service(self) -> str:
+        return self._settings.service
 
     async def connect(self) -> LeasedRedis:
         """Ask the sentinels, connect, and make sure of the role.
@@ -116,10 +166,10 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
         """
         address, role = await self._ask()
         settings = self._settings
-        connection = settings.connection(host=address[0], port=address[1])
+        connection = await settings.connection(host=address[0], port=address[1])
         client = await self._open(connection, settings)
         # _open has made sure of an answer; from here on every failure must drop the connection, too.
-        try:
+        with dropping_on_failure(connection.drop):
             found = await _role_of(connection)
             connection.dirt = 0
             if found != role:
@@ -127,9 +177,6 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
                     f"{address[0]}:{address[1]} is a {found}, though the sentinels call it the {role} of "
                     f"{self._service!r}: a failover may be under way"
                 )
-        except BaseException:
-            connection.drop()
-            raise
         connection.role, connection.writes = role, role == "master"
         if role == "master" and self._generation != address:
             self._generation = address
@@ -152,6 +199,14 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
             connection.writes and (connection.host, connection.port) != self._generation  # type: ignore[attr-defined]
         )
 
+    def judge(self, exc: Exception, client: LeasedRedis, /) -> Verdict:
+        """As the base class's; but a replica refuses writes by its nature, and without its master another one serves."""
+        if client.tracked.writes:
+            return super().judge(exc, client)
+        if isinstance(exc, ReadOnlyError):
+            return Verdict.KEEP
+        return Verdict.CLOSE if isinstance(exc, MasterDownError) else super().judge(exc, client)
+
     async def follow(self, pool: Pool[LeasedRedis]) -> None:
         """Listen to the sentinels and evict the old generation the moment they name another master. Never returns.
 
@@ -168,7 +223,7 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
             await asyncio.sleep(1)  # none of them answers
 
     async def _listen(self, host: str, port: int, pool: Pool[LeasedRedis]) -> None:
-        connection = self._sentinel_settings.connection(host=host, port=port)
+        connection = await self._sentinel_settings.connection(host=host, port=port)
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
             connection.seal()
@@ -199,7 +254,7 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
         silent: list[tuple[str, Exception]] = []
         for place in list(self._sentinels):
             name = f"{place[0]}:{place[1]}"
-            connection = self._sentinel_settings.connection(host=place[0], port=place[1])
+            connection = await self._sentinel_settings.connection(host=place[0], port=place[1])
             try:
                 await connection.connect()  # type: ignore[no-untyped-call]
                 found = await self._look(connection)
@@ -230,7 +285,7 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
         raise RedisConnectionError(f"no sentinel answers ({silence})") from cause
 
     async def _look(self, connection: TrackedConnection) -> tuple[Address, Role] | None:
-        if self._role == "replica":
+        if self._settings.role == "replica":
             found = await _reply(connection, "SENTINEL", "REPLICAS", self._service)
             up = [facts for facts in map(_facts, found) if _is_up(facts) and facts.get("master-link-status") == "ok"]
             if up:
@@ -240,46 +295,12 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
         facts = _facts(await _reply(connection, "SENTINEL", "MASTER", self._service))
         return (self._remap((facts["ip"], int(facts["port"]))), "master") if _is_up(facts) else None
 
-    def _configure(
-        self,
-        url: str | None,
-        sentinels: Iterable[Address] | None,
-        service: str | None,
-        role: str | None,
-        sentinel_options: Mapping[str, Any] | None,
-        options: dict[str, Any],
-    ) -> None:
-        found: dict[str, Any] = {}
-        if url is not None:
-            hosts, path, found = hosts_from_url(url, "sentinel")
-            named, _, number = path.partition("/")
-            if number and not number.isdecimal():
-                raise ValueError("the path of a redis+sentinel URL is /service or /service/db")
-            sentinels = sentinels or [(host, port or _SENTINEL_PORT) for host, port in hosts]
-            service = service or named
-            if number:
-                found.setdefault("db", int(number))
-            role = role or found.pop("role", None)
-        _refuse_places(options)
-        settings = Settings({**found, **options})
-        patience = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
-        sentinel_settings = Settings({**patience, **(sentinel_options or {})})
-        self._choose(sentinels or (), service or "mymaster", role or "master")
-        self._settings, self._sentinel_settings = settings, sentinel_settings
 
-    def _choose(self, sentinels: Iterable[Address], service: str, role: str) -> None:
-        chosen = [(host, int(port)) for host, port in sentinels]
-        if not chosen:
-            raise ValueError("sentinels: at least one pair of host and port, in the URL or as an argument")
-        if role not in ("master", "replica"):
-            raise ValueError(f"role={role!r}: allowed are 'master' and 'replica'")
-        self._sentinels, self._service, self._role = chosen, service, role
-
-
-def _refuse_places(options: Mapping[str, Any]) -> None:
-    for name in ("host", "port", "path", "unix_socket_path"):
-        if name in options:
-            raise ValueError(f"{name} is not for Sentinel, which says where the server is; give it sentinels")
+def _given(
+    sentinels: Iterable[Address] | None, service: str | None, role: str | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    own = {"sentinels": None if sentinels is None else list(sentinels), "service": service, "role": role}
+    return {**{name: value for name, value in own.items() if value is not None}, **named(options)}
 
 
 def _as_it_is(address: Address) -> Address:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote, urlsplit
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Final, TypeAlias
+from urllib.parse import urlencode
 
+from pool_core.adapters import URL, Secret, boolean, did_you_mean
+from pool_core.adapters import Settings as BaseSettings
 from redis.asyncio.connection import (
     AbstractConnection,
     Connection,
@@ -16,167 +18,180 @@ from redis.asyncio.connection import (
 )
 from redis.exceptions import RedisError
 
-from ._connection import TrackedConnection, tracked
+from ._internals import TrackedConnection, tracked
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+__all__ = ["Address", "Settings", "check_pairs", "named", "read_several"]
 
-_SCHEMES: Final = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "rediss", "unix": "unix"}
+Address: TypeAlias = tuple[str, int]
+
+_TLS: Final = {"redis": False, "valkey": False, "rediss": True, "valkeys": True}
+_FORM: Final = "redis://user:password@host:6379/0"
 _POOL_OPTIONS: Final = {"max_connections": "max_size", "timeout": "connection_timeout"}
 _RETRIES: Final = ("retry", "retry_on_error", "retry_on_timeout")
 
 
-class Settings:
-    """One set of connection options, as redis-py takes them. Immutable; its repr says where, and nothing else."""
+def _pair(one: str, *others: str) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset({one, other}) for other in others)
 
-    __slots__ = ("_connection_class", "_options", "where")
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        """Check `options`. Raises ValueError or TypeError, and does no I/O."""
-        options = dict(options)
-        _refuse_foreign(options)
-        if "unix_socket_path" in options:
-            options["path"] = options.pop("unix_socket_path")
-        tls = options.pop("ssl", None)
-        default = UnixDomainSocketConnection if "path" in options else SSLConnection if tls else Connection
-        connection_class = options.pop("connection_class", default)
-        if not (inspect.isclass(connection_class) and issubclass(connection_class, AbstractConnection)):
-            raise TypeError(
-                f"connection_class={connection_class!r}: a subclass of redis-py's asyncio AbstractConnection"
-            )
-        if tls is not None and bool(tls) != issubclass(connection_class, SSLConnection):
-            raise ValueError(f"ssl={tls!r} contradicts the scheme of the URL, the path or the connection_class")
-        if (db := options.get("db")) is not None:
-            options["db"] = _database(db)
-        if (port := options.get("port")) is not None:
-            options["port"] = _port(port)
-        if issubclass(connection_class, UnixDomainSocketConnection) and not options.get("path"):
+class Settings(BaseSettings):
+    """One set of connection options, as redis-py takes them.
+
+    Class attributes:
+        beside: names of settings that are not for connections.
+    """
+
+    __slots__ = ()
+
+    beside: ClassVar[frozenset[str]] = frozenset()
+
+    credentials: ClassVar[tuple[str, ...]] = ("username", "password")
+    secret: ClassVar[frozenset[str]] = frozenset({"password", "ssl_password"})
+    rivals: ClassVar[tuple[frozenset[str], ...]] = (
+        *_pair("path", "host", "port", "ssl", "connection_class"),
+        *_pair("credential_provider", "username", "password"),
+    )
+
+    def read(self, url: str) -> dict[str, Any]:
+        """Turn a URL into options; redis-py converts those of its query."""
+        parts = URL(url, schemes=(*_TLS, "unix"), form=_FORM)
+        options = _login_and_query(parts)
+        if parts.scheme == "unix":
+            if parts.hosts:
+                raise ValueError("a unix URL has no host: write unix:///run/redis.sock")
+            return {**options, "path": parts.path}
+        number = parts.path.strip("/")
+        if number:
+            if not (number.isascii() and number.isdecimal()):
+                raise ValueError(f"the URL's path after the host is the number of a database: write {_FORM}")
+            options.setdefault("db", int(number))
+        return {**options, **_where(parts)}
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Let redis-py look at the options: a connection that is not connected does no I/O."""
+        super().check(values)
+        _refuse_foreign(values)
+        if "path" in values and not values["path"]:
             raise ValueError("a unix socket needs a path: unix:///run/redis.sock, or path='/run/redis.sock'")
-        self._connection_class = tracked(connection_class)
-        self._options = options
-        self.where: Final = self._check()
+        db, port = values.get("db"), values.get("port")
+        if db is not None and _number(db) < 0:
+            raise ValueError(f"db={db!r}: the number of a database, from 0")
+        if port is not None and not 0 < _number(port) < 65536:
+            raise ValueError(f"port={port!r}: a TCP port, 1 to 65535")
+        try:
+            self._make(self.harmless(values))
+        except TypeError as error:
+            raise TypeError(_unknown_option(str(error), _class(values))) from None
+        except (RedisError, ValueError) as error:
+            raise ValueError(f"redis-py refuses these settings: {error}") from None
 
-    def __repr__(self) -> str:
-        return f"<settings for {self.where}>"
-
-    def connection(self, **extra: Any) -> TrackedConnection:
-        """Make a new connection, not yet connected."""
-        return self._connection_class(**{**self._options, **extra})
-
-    def merged(self, options: Mapping[str, Any]) -> Settings:
-        """These settings with some of them replaced."""
-        mine = {"connection_class": self._connection_class, **self._options}
-        if {"path", "unix_socket_path"} & options.keys():
-            gone = ["connection_class", "host", "port"]
-        elif "host" in options and "path" in mine:
-            gone = ["connection_class", "path"]
-        elif "ssl" in options:
-            gone = ["connection_class"]
-        else:
-            gone = []
-        if "credential_provider" in options:
-            gone += ["username", "password"]
-        elif "password" in options:
-            gone += ["credential_provider"]
-        return Settings({**{name: value for name, value in mine.items() if name not in gone}, **options})
+    def place(self) -> str:
+        """Say where they lead."""
+        values = self.values
+        return values.get("path") or f"{values.get('host', 'localhost')}:{values.get('port', 6379)}"
 
     @property
     def uses_tls(self) -> bool:
         """Whether TLS is wanted."""
-        return issubclass(self._connection_class, SSLConnection)
+        return issubclass(_class(self.values), SSLConnection)
+
+    async def connection(self, **extra: Any) -> TrackedConnection:
+        """Make a connection, not yet connected, with credentials that are asked for now."""
+        return self._make({**await self.resolved(), **extra})
+
+    def sample(self) -> TrackedConnection:
+        """Make a connection with placeholders for its credentials, to look at."""
+        return self._make(self.harmless(self.values))
+
+    def harmless(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Put placeholders in the place of secrets and of what is called for them."""
+        return {
+            name: "placeholder"
+            if isinstance(value, Secret) or (name in self.credentials and callable(value))
+            else value
+            for name, value in values.items()
+        }
+
+    def _make(self, options: Mapping[str, Any]) -> TrackedConnection:
+        rest = {name: value for name, value in options.items() if name not in {*self.beside, "connection_class", "ssl"}}
+        for name in ("db", "port"):
+            if isinstance(rest.get(name), str):
+                rest[name] = int(rest[name])
+        return tracked(_class(options))(**rest)  # type: ignore[arg-type]  # mypy: AbstractConnection.__hash__
 
     def public(self) -> dict[str, Any]:
         """What a client asks its pool about; nothing secret."""
         shown = ("host", "port", "path", "db", "protocol", "legacy_responses", "decode_responses", "encoding")
-        return {name: self._options[name] for name in shown if name in self._options}
-
-    def _check(self) -> str:
-        """Let redis-py look at the options, and say where they lead. A connection that is not connected does no I/O."""
-        try:
-            connection = self.connection()
-        except TypeError as error:
-            raise TypeError(_unknown_option(str(error), self._connection_class)) from None
-        except (RedisError, ValueError) as error:
-            raise ValueError(f"redis-py refuses these settings: {error}") from None
-        return place(connection)
+        return {name: value for name, value in self.values.items() if name in shown}
 
 
-def place(connection: AbstractConnection) -> str:
-    """Where a connection leads, for messages."""
-    path = getattr(connection, "path", None)
-    return str(path) if path else f"{getattr(connection, 'host', '?')}:{getattr(connection, 'port', '?')}"
+def named(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The same under the names that connections know: `Redis()` says unix_socket_path."""
+    return {"path" if name == "unix_socket_path" else name: value for name, value in options.items()}
 
 
-def from_url(url: str) -> dict[str, Any]:
-    """Read `url` into options.
-
-    Raises ValueError without a word of the URL in it: a password with a raw "/", "@", "#" or "?" in it makes any part
-    look like another, and redis-py and urllib quote what they cannot read.
-    """
-    if not isinstance(url, str):
-        raise TypeError(f"a URL is a str, not {type(url).__name__}")
-    scheme, colon, rest = url.partition("://")
-    if not colon or scheme not in _SCHEMES:
-        raise ValueError(f"the URL has no scheme that is known here: allowed are {'://, '.join(_SCHEMES)}://")
-    url = f"{_SCHEMES[scheme]}://{rest}"
-    problem = None
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # read here, since urllib checks it late
-        if parts.fragment or "@" in parts.path + parts.query:
-            problem = "it has a raw '#', '/', '?' or '@' where none can be"
-        elif scheme != "unix" and not unquote(parts.path).strip("/").isdecimal() and parts.path.strip("/"):
-            problem = "the path after the host is the number of a database, such as /0"
-        else:
-            return dict(parse_url(url))
-    except ValueError as error:
-        # redis-py names the option whose value it cannot read, and only the option.
-        problem = str(error) if str(error).startswith("Invalid value for") else "host, port or path cannot be read"
-    raise ValueError(
-        f"the {scheme} URL is not valid: {problem}. Percent-encode what is special in a user name or password "
-        "('/' is %2F, '@' is %40, '#' is %23, '?' is %3F, ':' is %3A)"
-    )
-
-
-def hosts_from_url(url: str, kind: str) -> tuple[list[tuple[str, int | None]], str, dict[str, Any]]:
-    """Read a URL of several hosts: ``redis+<kind>://user:password@host:port,host:port/path?options``.
+def read_several(url: str, kind: str, form: str, default_port: int) -> tuple[list[Address], str, dict[str, Any]]:
+    """Read a URL of several hosts, ``redis+<kind>://`` or ``rediss+<kind>://``.
 
     Returns:
-        The hosts, the path without its first "/", and the options that the URL stands for, host and port excluded.
+        The hosts, the path without its first "/", and the options of connections that the URL stands for.
 
     Raises:
-        ValueError: as `from_url`, without a word of the URL.
+        TypeError, ValueError: as `URL`.
     """
-    if not isinstance(url, str):
-        raise TypeError(f"a URL is a str, not {type(url).__name__}")
-    scheme, _, rest = url.partition("://")
-    schemes = {f"{plain}+{kind}": plain for plain in ("redis", "rediss")}
-    if scheme not in schemes or not rest:
-        raise ValueError(f"the URL has no scheme that is known here: allowed are {'://, '.join(schemes)}://")
-    end = min((rest.index(mark) for mark in "/?#" if mark in rest), default=len(rest))
-    login, at, places = rest[:end].rpartition("@")
-    tail = rest[end:]
-    path = unquote(tail.partition("?")[0].partition("#")[0].lstrip("/"))
-    question, query = ("?", tail.partition("?")[2]) if "?" in tail else ("", "")
-    try:
-        if "@" in tail or "#" in tail:
-            raise ValueError
-        hosts = []
-        for place in places.split(","):
-            parts = urlsplit(f"redis://{place}")
-            if not parts.hostname or parts.path:
-                raise ValueError
-            hosts.append((unquote(parts.hostname), parts.port))
-    except ValueError:
-        hosts = []
-    if not hosts:
-        raise ValueError(
-            f"the {scheme} URL is not valid: after the login come hosts, host:port,host:port. Percent-encode what is "
-            "special in a user name or password ('/' is %2F, '@' is %40, '#' is %23, '?' is %3F, ':' is %3A)"
-        )
-    options = from_url(f"{schemes[scheme]}://{login}{at}host{question}{query}")
-    options.pop("host")
-    return hosts, path, options
+    parts = URL(url, schemes=(f"redis+{kind}", f"rediss+{kind}"), form=form, several_hosts=True)
+    if not parts.hosts:
+        raise ValueError(f"the URL names no host: write {form}")
+    options = _login_and_query(parts)
+    if parts.scheme.startswith("rediss"):
+        options["ssl"] = True
+    return [(host.name, host.port or default_port) for host in parts.hosts], parts.path.removeprefix("/"), options
+
+
+def check_pairs(name: str, pairs: Iterable[Address]) -> list[Address]:
+    """Refuse what are no pairs of host and port, or none at all."""
+    chosen = [(host, int(port)) for host, port in pairs]
+    if not chosen:
+        raise ValueError(f"{name}: at least one pair of host and port, in the URL or as an argument")
+    return chosen
+
+
+def _login_and_query(parts: URL) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, value in parts.query:
+        if name in options:
+            raise ValueError(f"{name} stands twice in the URL: give it once")
+        if name == "decode_responses":  # redis-py takes any text for True
+            options[name] = boolean().read(name, value)
+            continue
+        try:
+            options[name] = parse_url(f"redis://h?{urlencode({name: value})}").get(name, value)
+        except ValueError:
+            raise ValueError(f"{name} in the URL has a value that redis-py cannot read: correct it") from None
+    if parts.user is not None:
+        options["username"] = parts.user
+    if parts.password is not None:
+        options["password"] = parts.password
+    return options
+
+
+def _where(parts: URL) -> dict[str, Any]:
+    found: dict[str, Any] = {"host": parts.host, "port": parts.port}
+    return {
+        **{name: value for name, value in found.items() if value is not None},
+        **({"ssl": True} if _TLS[parts.scheme] else {}),
+    }
+
+
+def _class(options: Mapping[str, Any]) -> type[AbstractConnection]:
+    tls = options.get("ssl")
+    default = UnixDomainSocketConnection if "path" in options else SSLConnection if tls else Connection
+    chosen = options.get("connection_class", default)
+    if not (inspect.isclass(chosen) and issubclass(chosen, AbstractConnection)):
+        raise TypeError(f"connection_class={chosen!r}: a subclass of redis-py's asyncio AbstractConnection")
+    if tls is not None and bool(tls) != issubclass(chosen, SSLConnection):
+        raise ValueError(f"ssl={tls!r} contradicts the path or the connection_class")
+    return chosen
 
 
 def _refuse_foreign(options: Mapping[str, Any]) -> None:
@@ -195,18 +210,9 @@ def _refuse_foreign(options: Mapping[str, Any]) -> None:
         raise ValueError("single_connection_client is what a lease is anyway: leave it out")
 
 
-def _database(db: object) -> int:
-    number = int(db) if isinstance(db, str) and db.isdecimal() else db
-    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        raise ValueError(f"db={db!r}: the number of a database, from 0")
-    return number
-
-
-def _port(port: object) -> int:
-    number = int(port) if isinstance(port, str) and port.isdecimal() else port
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 65536:
-        raise ValueError(f"port={port!r}: a TCP port, 1 to 65535")
-    return number
+def _number(value: object) -> int:
+    number = int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+    return number if isinstance(number, int) and not isinstance(number, bool) else -1
 
 
 def _unknown_option(message: str, connection_class: type) -> str:
@@ -215,9 +221,9 @@ def _unknown_option(message: str, connection_class: type) -> str:
     if not found:
         return f"redis-py refuses these settings: {message}"
     name = name.split("'")[1] if name.count("'") >= 2 else name
-    near = difflib.get_close_matches(name, _known_options(connection_class), 1)
-    hint = f"did you mean {near[0]}?" if near else "allowed are those of redis-py's connections, host, port, db, ..."
-    return f"{name} is no option of a Redis connection: {hint}"
+    known = _known_options(connection_class)
+    near = did_you_mean(name, known) or "; the options are those of redis-py's connections"
+    return f"{name} is not an option of a Redis connection{near}"
 
 
 def _known_options(connection_class: type) -> Iterable[str]:

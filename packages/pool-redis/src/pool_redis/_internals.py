@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import functools
 import math
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -97,7 +98,7 @@ class TrackedConnection(AbstractConnection):
         lease: room for what :class:`pool_redis.RedisPool` keeps with a connection that it has lent.
         owner: the cluster client that this connection to one of its nodes belongs to, and that may reconnect it.
         role: what a Sentinel's server was when it was connected to.
-        writes: it was connected to as a master, so that an answer READONLY means it is none any more.
+        writes: it was opened for writing: after the answer READONLY it leads to the wrong server.
     """
 
     unanswered: int = 0
@@ -109,7 +110,7 @@ class TrackedConnection(AbstractConnection):
     lease: Any = None
     owner: Owner | None = None
     role: str = ""
-    writes: bool = False
+    writes: bool = True
     leftover: Callable[[], bool] | None = None
     _blind: int = 0
     _strict_retry: Retry | None = None
@@ -311,6 +312,7 @@ class TrackedConnection(AbstractConnection):
                 writer.transport.abort()
 
 
+@functools.cache
 def tracked(connection_class: type[AbstractConnection]) -> type[TrackedConnection]:
     """Give `connection_class` the eyes of :class:`TrackedConnection`."""
     if issubclass(connection_class, TrackedConnection):

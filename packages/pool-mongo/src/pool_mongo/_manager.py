@@ -9,17 +9,13 @@ import time
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar, cast
 
 import pymongo
-from dns.exception import DNSException
+from pool_core import Verdict
+from pool_core.adapters import dropping_on_failure, is_transient, judge
 from pymongo.client_session import TransactionOptions  # type: ignore[attr-defined]
-from pymongo.errors import (
-    ConfigurationError,
-    InvalidOperation,
-    OperationFailure,
-    PyMongoError,
-    ServerSelectionTimeoutError,
-)
+from pymongo.errors import InvalidOperation, PyMongoError, ServerSelectionTimeoutError
 
 from . import _internals
+from ._errors import VERDICTS, passes
 from ._settings import Settings
 
 if TYPE_CHECKING:
@@ -32,11 +28,7 @@ __all__ = ["ClientManager", "SessionManager"]
 Client = TypeVar("Client")
 Session = TypeVar("Session")
 
-# UserNotFound, Unauthorized, AuthenticationFailed, MechanismUnavailable, and Atlas' own word for a wrong password.
-_REFUSALS = frozenset({11, 13, 18, 334, 8000})
 _LOOK_EVERY: Final = 0.05  # seconds
-# The end of file in a handshake is what a proxy before a server that restarts shows as well: that heals.
-_TLS_GLITCHES = ("UNEXPECTED_EOF",)
 
 
 class _Manager(Generic[Client, Session]):
@@ -56,7 +48,7 @@ class _Manager(Generic[Client, Session]):
         self._settings = Settings(url, {**defaults, **options}, self._driver.make)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._settings.place}>"
+        return f"<{type(self).__name__} {self._settings.place()}>"
 
     def update(self, url: str | None = None, **options: Any) -> None:
         """Use other settings for what is opened from now on; what is open stays as it is. ``pool.evict()`` retires it.
@@ -68,7 +60,7 @@ class _Manager(Generic[Client, Session]):
         Raises:
             TypeError, ValueError: as the manager itself; the old settings stay in force then.
         """
-        self._settings = self._settings.updated(url, options, self._driver.make)
+        self._settings = self._settings.updated(url, options)
 
     def is_transient(self, exc: Exception, /) -> bool:
         """Tell whether the same connect may succeed later.
@@ -76,16 +68,27 @@ class _Manager(Generic[Client, Session]):
         Refused credentials, settings that the driver or the server does not take, and a certificate that does not
         verify are not transient. All else is: also a name that DNS does not know, since DNS fails as servers do.
         """
-        if isinstance(exc, OperationFailure):
-            return exc.code not in _REFUSALS
-        if isinstance(exc, ServerSelectionTimeoutError):
-            text = str(exc)
-            return not isinstance(exc.__cause__, ConfigurationError) and not (
-                "[SSL: " in text and not any(glitch in text for glitch in _TLS_GLITCHES)
-            )
-        if isinstance(exc, ConfigurationError):  # mongodb+srv reports every trouble of DNS so
-            return isinstance(exc.__cause__ or exc.__context__, DNSException)
-        return not isinstance(exc, (ValueError, TypeError))
+        return is_transient(exc, passes)
+
+    def judge(self, exc: Exception, conn: Session | Client, /) -> Verdict:
+        """Tell what an error means for connections: a primary that has stepped down behind one address retires all.
+
+        Where the client knows the members of a replica set, or asks a router, it finds the new primary by itself.
+        """
+        verdict = judge(exc, VERDICTS)
+        client = self._client_of(conn)
+        if verdict is not Verdict.RETIRE_ALL:
+            return verdict
+        if cast("Any", client).topology_description.topology_type_name != "Single":
+            return Verdict.KEEP
+        self._retire(client)
+        return verdict
+
+    def _client_of(self, conn: Session | Client) -> Client:
+        raise NotImplementedError
+
+    def _retire(self, client: Client) -> None:
+        """Let no new connection use this client."""
 
     async def _new_client(self) -> Client:
         arguments, options = await self._settings.arguments()
@@ -281,7 +284,7 @@ class SessionManager(_Manager[Client, Session]):
                 transactions.
         """
         shared = await self._join()
-        try:
+        with dropping_on_failure(lambda: self._leave_and_drop(shared)):
             await self._prove_new(shared.client)
             session = await self._driver.start_session(shared.client, self._session_options)
             core = self._driver.core
@@ -291,11 +294,6 @@ class SessionManager(_Manager[Client, Session]):
                 _require_transactions(shared.client)
                 await self._driver.begin(session)
                 lent.test_transaction = _internals.transaction_of(core(session))
-        except BaseException:
-            # No await here: a scope that is cancelled cancels every one of them.
-            if self._leave(shared):
-                self._driver.drop(shared.client)
-            raise
         self._lent[id(session)] = lent
         return cast("Session", session)
 
@@ -401,8 +399,16 @@ class SessionManager(_Manager[Client, Session]):
             self._current = None
         return shared.sessions == 0
 
-    def _client_of(self, session: Session) -> Client:
-        return cast("Client", cast("Any", session).client)
+    def _leave_and_drop(self, shared: _Shared[Client]) -> None:
+        if self._leave(shared):
+            self._driver.drop(shared.client)
+
+    def _client_of(self, conn: Session | Client) -> Client:
+        return cast("Client", cast("Any", conn).client)
+
+    def _retire(self, client: Client) -> None:
+        if self._current is not None and self._current.client is client:
+            self._current = None
 
 
 class ClientManager(_Manager[Client, Session]):
@@ -433,11 +439,8 @@ class ClientManager(_Manager[Client, Session]):
             ValueError: a credential that the driver does not take.
         """
         client = await self._new_client()
-        try:
+        with dropping_on_failure(lambda: self._driver.drop(client)):
             await self._prove_new(client)
-        except BaseException:
-            self._driver.drop(client)  # no await here: a scope that is cancelled cancels every one of them
-            raise
         return client
 
     async def is_valid(self, client: Client, /) -> bool:
@@ -469,6 +472,9 @@ class ClientManager(_Manager[Client, Session]):
     async def close(self, client: Client, /) -> None:
         """End the client's server sessions, and close it."""
         await self._close_client(client)
+
+    def _client_of(self, conn: Session | Client) -> Client:
+        return cast("Client", conn)
 
     def terminate(self, client: Client, /) -> None:
         """Drop the sockets without a word to the server, and end the monitors."""
