@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from pool_core import Pool, Verdict
+from pool_core import CloseReason, Pool, Verdict
 from pool_core.testing import FaultProxy
 from pymongo.errors import (
     AutoReconnect,
@@ -67,6 +67,23 @@ async def test_a_failover_behind_one_address_costs_at_most_an_error_for_each_con
             healed.set()
             await asyncio.gather(*tasks)
             assert 1 <= len(errors) <= 3
+
+
+async def test_the_first_error_of_a_failover_retires_the_idle_connections(
+    make: Any, mongo: Server, own: Server, admin: Any
+) -> None:
+    """A caller who comes later must not meet the old server again."""
+    with FaultProxy(mongo.host, mongo.port) as proxy:
+        manager = make(f"mongodb://{proxy.host}:{proxy.port}/?directConnection=true&retryWrites=false")
+        async with Pool(manager, max_size=3, connection_timeout=20) as pool:
+            async with pool.get(), pool.get(), pool.get():
+                proxy.retarget(own.host, own.port)
+                await admin.fail("insert", times=100_000, errorCode=189)
+            with pytest.raises(NotPrimaryError):
+                await write(pool)
+            for _ in range(6):
+                await write(pool)
+            assert pool.state().statistics.connections_closed[CloseReason.EVICTED] == 2
 
 
 def _session_on(topology: str) -> Any:

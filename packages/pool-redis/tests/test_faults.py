@@ -8,15 +8,33 @@ import asyncio
 import itertools
 import logging
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from load import balanced
-from pool_core import CloseReason, Pool, PoolTimeout
+from pool_core import CloseReason, Pool, PoolTimeout, Verdict
 from pool_core.testing import FaultProxy, acancel_everywhere
 from pool_core.testing import Injector as Inject
-from pool_redis import LeasedRedis, RedisConnectionManager
-from redis.exceptions import RedisError
+from pool_redis import (
+    LeasedRedis,
+    RedisClusterConnectionManager,
+    RedisConnectionManager,
+    RedisPool,
+    RedisSentinelConnectionManager,
+)
+from redis.asyncio import Redis
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from containers.servers import Server, ServerFactory
 
@@ -169,6 +187,131 @@ def test_a_server_that_is_loading_is_waited_for(hung: Server, run: Any) -> None:
 
     error = BusyLoadingError("LOADING Redis is loading the dataset in memory")
     assert RedisConnectionManager(hung.url).is_transient(error) is True
+
+
+async def write(pool: RedisPool) -> None:
+    async with pool.pool.get() as client:
+        await client.set("pool-redis:failover", "x")
+
+
+async def write_through_redis_py(pool: RedisPool) -> None:
+    """A RedisPool's connections are released while the error is being handled: it is judged all the same."""
+    await Redis(connection_pool=pool).set("pool-redis:failover", "x")
+
+
+async def pop(pool: RedisPool) -> None:
+    """What blocks is told that the server has changed, and not READONLY."""
+    async with pool.pool.get() as client:
+        await client.blpop(["pool-redis:nothing"], timeout=0.05)
+
+
+@pytest.mark.parametrize("use", [write, write_through_redis_py, pop])
+def test_a_failover_behind_one_address_costs_at_most_an_error_for_each_connection(
+    server: ServerFactory, dialect: str, redis: Server, use: Any, run: Any
+) -> None:
+    """The old connections lead to a replica that refuses writes for ever; the pool heals without evict()."""
+    errors: list[Exception] = []
+    healed = asyncio.Event()
+    written = 0
+
+    async def work(pool: RedisPool) -> None:
+        nonlocal written
+        while not healed.is_set():
+            try:
+                await use(pool)
+                written += 1
+            except ResponseError as error:
+                errors.append(error)
+            await asyncio.sleep(0)
+
+    async def main(old: Server) -> None:
+        with FaultProxy(old.host, old.port) as proxy:
+            pool = RedisPool(RedisConnectionManager(host=proxy.host, port=proxy.port), max_size=3, min_idle=1)
+            async with pool, quiet(RedisConnectionManager(old.url)) as admin, admin.get() as demote:
+                tasks = [asyncio.ensure_future(work(pool)) for _ in range(6)]
+                await asyncio.sleep(0.2)
+                proxy.retarget(redis.host, redis.port)
+                await demote.replicaof("127.0.0.1", "1")
+                async with asyncio.timeout(20):
+                    while not errors:
+                        await asyncio.sleep(0.01)
+                    before = written
+                    while written < before + 20:
+                        await asyncio.sleep(0.01)
+                healed.set()
+                await asyncio.gather(*tasks)
+                assert 1 <= len(errors) <= 3
+                balanced(pool.pool)
+
+    with server(dialect, fresh=True) as old:
+        run(main(old))
+
+
+def test_the_first_error_of_a_failover_retires_the_idle_connections(
+    server: ServerFactory, dialect: str, redis: Server, run: Any
+) -> None:
+    """A caller who comes later must not meet the replica on each connection in turn."""
+
+    async def main(old: Server) -> None:
+        with FaultProxy(old.host, old.port) as proxy:
+            async with quiet(RedisConnectionManager(host=proxy.host, port=proxy.port), max_size=3) as pool:
+                async with pool.get(), pool.get(), pool.get() as client:
+                    proxy.retarget(redis.host, redis.port)
+                    await client.replicaof("127.0.0.1", "1")
+                assert pool.state().idle == 3
+                with pytest.raises(RuntimeError, match="no order"):
+                    async with pool.get() as client:
+                        try:
+                            await client.set("pool-redis:failover", "x")
+                        except ReadOnlyError as error:
+                            raise RuntimeError("no order today") from error
+                async with pool.get() as one, pool.get() as two, pool.get() as three:
+                    for client in (one, two, three):
+                        await client.set("pool-redis:failover", "x")
+                assert pool.state().statistics.connections_closed[CloseReason.EVICTED] >= 2
+
+    with server(dialect, fresh=True) as old:
+        run(main(old))
+
+
+VERDICTS = [
+    (ReadOnlyError("You can't write against a read only replica.", status_code="READONLY"), Verdict.RETIRE_ALL),
+    (MasterDownError("Link with MASTER is down", status_code="MASTERDOWN"), Verdict.RETIRE_ALL),
+    (
+        ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)"),
+        Verdict.RETIRE_ALL,
+    ),
+    (ResponseError("UNBLOCKED client unblocked via CLIENT UNBLOCK"), Verdict.KEEP),
+    (AuthenticationError("Authentication required.", status_code="NOAUTH"), Verdict.CLOSE),
+    (AuthenticationError("invalid username-password pair", status_code="WRONGPASS"), Verdict.CLOSE),
+    (BusyLoadingError("Redis is loading the dataset in memory", status_code="LOADING"), Verdict.KEEP),
+    (ClusterDownError("The cluster is down", status_code="CLUSTERDOWN"), Verdict.KEEP),
+    (ResponseError("MISCONF Redis is configured to save RDB snapshots"), Verdict.KEEP),
+    (OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), Verdict.KEEP),
+    (NoPermissionError("this user has no permissions to run the 'set' command"), Verdict.KEEP),
+    (ResponseError("NOREPLICAS Not enough good replicas to write."), Verdict.KEEP),
+    (ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"), Verdict.KEEP),
+    (ValueError("a mistake of the program"), Verdict.KEEP),
+]
+
+
+@pytest.mark.parametrize(("error", "verdict"), VERDICTS, ids=[str(error)[:20] for error, _ in VERDICTS])
+def test_errors_are_judged_by_their_codes(error: Exception, verdict: Verdict) -> None:
+    """Also as the cause of a program's own error. A replica's lease refuses writes by its nature."""
+    outer = RuntimeError("the order could not be written")
+    outer.__cause__ = error
+    lease: Any = SimpleNamespace(tracked=SimpleNamespace(writes=True))
+    sentinel = RedisSentinelConnectionManager(sentinels=[("127.0.0.1", 1)])
+    for manager in (RedisConnectionManager(), sentinel, RedisClusterConnectionManager(nodes=[("127.0.0.1", 1)])):
+        assert manager.judge(error, lease) is verdict
+        assert manager.judge(outer, lease) is verdict
+    lease.tracked.writes = False
+    if isinstance(error, ReadOnlyError):
+        assert sentinel.judge(error, lease) is Verdict.KEEP
+    elif isinstance(error, MasterDownError):
+        assert sentinel.judge(error, lease) is Verdict.CLOSE
+    else:
+        assert sentinel.judge(error, lease) is verdict
 
 
 def test_a_reset_connection_is_not_lent(redis: Server, run: Any) -> None:
