@@ -5,7 +5,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pymysql
 import pytest
@@ -17,6 +17,8 @@ from containers.servers import Server, ServerFactory
 
 class Database:
     """A server, and short ways to ask it."""
+
+    resets_first = False  # whether `connection` resets the new connection once
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -31,10 +33,12 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def connection(self, **options: Any) -> AsyncIterator[tuple[MySQLConnectionManager, Connection]]:
-        """A manager and a connection, which is terminated at the end."""
+        """A manager and a connection, which is terminated at the end; reset once if `resets_first` says so."""
         manager = self.manager(**options)
         conn = await manager.connect()
         try:
+            if self.resets_first:
+                await (manager.reset(conn) or asyncio.sleep(0))
             yield manager, conn
         finally:
             manager.terminate(conn)
@@ -63,12 +67,25 @@ class Database:
         return False
 
     @contextlib.asynccontextmanager
-    async def front(self, answers: Mapping[bytes, bytes | None]) -> AsyncIterator[int]:
-        """A server in front of the real one. Commands that begin so are replaced; None: they are not known there."""
+    async def front(
+        self, answers: Mapping[bytes, bytes | None], *, second: Literal["passes", "is lost", "ends it"] = "passes"
+    ) -> AsyncIterator[int]:
+        """A server in front of the real one.
+
+        Args:
+            answers: commands that begin so are replaced; None: they are not known there.
+            second: what happens to a command that is sent before the former one is answered.
+        """
+        writers: list[asyncio.StreamWriter] = []
+        clients: set[asyncio.StreamWriter] = set()
 
         async def forward(reader: asyncio.StreamReader, to: asyncio.StreamWriter, back: asyncio.StreamWriter) -> None:
             with contextlib.suppress(asyncio.IncompleteReadError, OSError):
                 while True:
+                    if back in clients and second != "passes" and (early := len(reader._buffer)):  # type: ignore[attr-defined]
+                        if second == "ends it":
+                            break
+                        await reader.readexactly(early)
                     head = await reader.readexactly(4)
                     body = await reader.readexactly(int.from_bytes(head[:3], "little"))
                     sent: bytes | None = body
@@ -83,12 +100,16 @@ class Database:
             to.close()
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            clients.add(writer)
             server_reader, server = await asyncio.open_connection(self.host, self.port)
+            writers.extend([writer, server])
             await asyncio.gather(forward(reader, server, writer), forward(server_reader, writer, server))
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
             yield listener.sockets[0].getsockname()[1]
             listener.close()
+            for writer in writers:
+                writer.close()
             await asyncio.sleep(0.02)
 
     def admin(self, sql: str, *, user: str = "root") -> Any:
@@ -122,7 +143,7 @@ def connect_error() -> Callable[[MySQLConnectionManager], Exception]:
 
     def check(manager: MySQLConnectionManager) -> Exception:
         error = asyncio.run(connect(manager))
-        assert "secret" not in "".join(traceback.format_exception(error))
+        assert "secret" not in "".join(traceback.format_exception(error)).replace("_secrets.py", "")
         return error
 
     return check

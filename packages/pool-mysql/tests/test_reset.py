@@ -1,11 +1,13 @@
 """What a borrower leaves behind, and what of it the next one sees."""
 
 import asyncio
+from decimal import Decimal
 from typing import Any, Literal
 
 import aiomysql
 import pytest
-from pool_mysql import Connection, MySQLConnectionManager, OpenTransactionError, SessionStateError
+from pool_core import ReplaceConnection
+from pool_mysql import Connection, MySQLConnectionManager, SessionStateError
 
 Reset = Literal["safe", "strict", "none"]
 
@@ -17,6 +19,12 @@ async def wipe(manager: MySQLConnectionManager, conn: Connection) -> None:
     if wiping is not None:
         await wiping
     assert not manager.has_broken(conn)
+
+
+@pytest.fixture(params=["first reset", "later reset"], autouse=True)
+def _history(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, db: Any) -> None:
+    """The first reset of a connection is checked; later ones are compared with it."""
+    monkeypatch.setattr(type(db), "resets_first", request.param == "later reset")
 
 
 @pytest.fixture(params=["safe", "strict"])
@@ -101,7 +109,7 @@ def test_after_xa_prepare_a_connection_is_closed_unless_it_can_write(own: Any, r
                 await wipe(manager, conn)
                 await own.ask(conn, "INSERT INTO things VALUES (2)")
             else:
-                with pytest.raises(aiomysql.OperationalError, match="XAER_RMFAIL"):
+                with pytest.raises(ReplaceConnection, match="XA"):
                     await manager.reset(conn)
 
     try:
@@ -240,6 +248,79 @@ def test_what_was_set_on_the_connection_object_is_taken_back(db: Any, reset: Res
     asyncio.run(main())
 
 
+def test_converters_changed_in_place_reach_no_other_connection(db: Any, reset: Reset) -> None:
+    """PyMySQL has one dict of converters for the whole process, and hands it to each connection."""
+    number = aiomysql.connection.FIELD_TYPE.NEWDECIMAL
+
+    async def main() -> None:
+        async with db.connection(reset=reset) as (manager, conn), db.connection() as (_, other):
+            conn.decoders[number] = float
+            conn.encoders[Decimal] = str
+            assert await db.ask(conn, "SELECT 1.5") == ((1.5,),)
+            assert isinstance((await db.ask(other, "SELECT 1.5"))[0][0], Decimal)
+            assert aiomysql.connection.decoders[number] is Decimal
+            await wipe(manager, conn)
+            assert isinstance((await db.ask(conn, "SELECT 1.5"))[0][0], Decimal)
+            assert conn.encoders[Decimal] is not str
+
+    asyncio.run(main())
+
+
+def test_results_of_earlier_statements_are_forgotten(db: Any, reset: Reset) -> None:
+    """insert_id() and affected_rows() of a new lease are those of a new aiomysql connection."""
+    db.admin("CREATE TABLE IF NOT EXISTS counted (id INT AUTO_INCREMENT PRIMARY KEY, number INT)")
+
+    async def main() -> None:
+        settings = {"host": db.host, "port": db.port, "user": db.user, "password": db.password}
+        bare = await aiomysql.connect(**settings)
+        new = (bare.insert_id(), bare.affected_rows())
+        bare.close()
+        async with db.connection(reset=reset) as (manager, conn):
+            assert (conn.insert_id(), conn.affected_rows()) == new == (0, 0)
+            await conn.query("INSERT INTO counted (number) VALUES (1), (2)")
+            assert conn.insert_id() > 0
+            await wipe(manager, conn)
+            assert (conn.insert_id(), conn.affected_rows()) == new
+
+    asyncio.run(main())
+
+
+def test_init_command_runs_in_the_database_of_the_settings(own: Any, reset: Reset) -> None:
+    """COM_RESET_CONNECTION leaves the borrower's database in place: what init_command writes would go there."""
+    own.admin("CREATE DATABASE IF NOT EXISTS other")
+    own.admin(f"GRANT ALL ON other.* TO '{own.user}'@'%'")
+    for table in ("logins", "other.logins"):
+        own.admin(f"DROP TABLE IF EXISTS {table}")
+        own.admin(f"CREATE TABLE {table} (number INT) ENGINE=InnoDB")
+
+    async def main() -> None:
+        async with own.connection(reset=reset, init_command="INSERT INTO logins VALUES (1)") as (manager, conn):
+            await conn.select_db("other")
+            await wipe(manager, conn)
+            assert own.admin("SELECT COUNT(*) FROM other.logins") == ((0,),)
+            await own.ask(conn, "INSERT INTO logins VALUES (2)")
+
+    asyncio.run(main())
+
+
+def test_a_database_whose_name_is_not_ascii_is_found_again_in_any_charset(own: Any, reset: Reset) -> None:
+    """The check compares bytes, and USE is sent in the connection's character set."""
+    for name in ("gr\u00f6\u00dfe", "GR\u00d6SSE", "it`s"):
+        own.admin(f"CREATE DATABASE IF NOT EXISTS `{name.replace('`', '``')}`")
+        own.admin(f"GRANT ALL ON `{name.replace('`', '``')}`.* TO '{own.user}'@'%'")
+
+    async def main() -> None:
+        for charset in ("utf8mb4", "latin1"):
+            for name in ("gr\u00f6\u00dfe", "it`s"):
+                async with own.connection(reset=reset, db=name, charset=charset) as (manager, conn):
+                    for other in ("GR\u00d6SSE", name):
+                        await conn.select_db(other)
+                        await wipe(manager, conn)
+                        assert await own.ask(conn, "SELECT DATABASE()") == ((name,),)
+
+    asyncio.run(main())
+
+
 def test_no_database_in_the_settings_and_one_chosen_by_the_borrower(db: Any) -> None:
     """No statement takes it back: "safe" gives the connection up, "strict" logs in without one."""
 
@@ -249,10 +330,11 @@ def test_no_database_in_the_settings_and_one_chosen_by_the_borrower(db: Any) -> 
             manager = MySQLConnectionManager(reset=reset, **nowhere)
             conn = await manager.connect()
             try:
-                await wipe(manager, conn)
+                if db.resets_first:
+                    await wipe(manager, conn)
                 await conn.select_db("other")
                 if reset == "safe":
-                    with pytest.raises(SessionStateError, match='or reset="strict"'):
+                    with pytest.raises(ReplaceConnection, match="the manager's settings name none"):
                         await wipe(manager, conn)
                 else:
                     await wipe(manager, conn)
@@ -327,10 +409,78 @@ def test_close_gives_up_a_connection_that_comes_back_in_a_transaction(db: Any, w
         async with db.connection(reset=way, open_transaction="close") as (manager, conn):
             await db.ask(conn, "SELECT * FROM things FOR UPDATE")
             assert not manager.has_broken(conn)
-            with pytest.raises(OpenTransactionError):
+            with pytest.raises(ReplaceConnection, match="in a transaction"):
                 await manager.reset(conn)
             await conn.rollback()
             await wipe(manager, conn)
+
+    asyncio.run(main())
+
+
+# --- one round trip
+
+
+def test_a_later_reset_is_one_write_and_one_round_trip(db: Any) -> None:
+    """The first one is checked, at the price of three round trips."""
+
+    async def main() -> None:
+        async with db.connection() as (manager, conn):
+            if not db.resets_first:
+                await wipe(manager, conn)
+            writes = []
+            write = conn._writer.write
+            conn._writer.write = lambda data: (writes.append(bytes(data)), write(data))
+            for _ in range(3):
+                await wipe(manager, conn)
+            del conn._writer.write
+            assert len(writes) == 3
+            assert all(RESET_CONNECTION in written[:5] and b"SET " in written for written in writes)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("second", ["is lost", "ends it"])
+def test_a_proxy_that_takes_one_command_at_a_time_is_served_so(db: Any, second: str) -> None:
+    """Three connections are lost before that is believed: a lost connection may have other causes."""
+
+    async def main() -> None:
+        async with db.front({}, second=second) as port:
+            manager = db.manager(port=port)
+            for failures in range(5):
+                conn = await manager.connect()
+                await wipe(manager, conn)
+                await db.ask(conn, "SET @x = 1")
+                resetting = asyncio.ensure_future(manager.reset(conn))
+                if failures < 3:
+                    await asyncio.wait({resetting}, timeout=0.3)
+                    resetting.cancel()  # at reset_timeout
+                    with pytest.raises((asyncio.CancelledError, aiomysql.OperationalError)):
+                        await resetting
+                    assert manager.has_broken(conn)
+                else:
+                    await resetting
+                    assert await db.ask(conn, "SELECT @x") == ((None,),)
+                manager.terminate(conn)
+
+    asyncio.run(main())
+
+
+def test_a_connection_lost_in_a_reset_does_not_end_pipelining(db: Any) -> None:
+    """A restart of the server fails resets, too; after one success they say nothing about the server."""
+
+    async def main() -> None:
+        manager = db.manager()
+        for count in range(6):
+            conn = await manager.connect()
+            await wipe(manager, conn)
+            assert manager._pipelining.allowed
+            if count:
+                db.admin(f"KILL {conn.thread_id()}")
+                with pytest.raises(aiomysql.OperationalError):
+                    await manager.reset(conn)
+            else:
+                await wipe(manager, conn)
+            manager.terminate(conn)
 
     asyncio.run(main())
 
@@ -340,8 +490,11 @@ def test_close_gives_up_a_connection_that_comes_back_in_a_transaction(db: Any, w
 RESET_CONNECTION = b"\x1f"
 
 
-def test_a_server_without_the_command_costs_the_connection_and_the_error_says_what_to_do(db: Any) -> None:
+def test_a_server_without_the_command_costs_the_connection_and_the_error_says_what_to_do(
+    db: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Old servers and some proxies; "strict" needs a command that is much older."""
+    monkeypatch.setattr(type(db), "resets_first", False)
 
     async def main() -> None:
         async with db.front({RESET_CONNECTION: None}) as port:
@@ -382,7 +535,7 @@ def test_what_init_command_wrote_is_committed_after_a_wipe_too(own: Any, reset: 
 
     async def main() -> None:
         async with own.connection(reset=reset, init_command="INSERT INTO logins VALUES (1)") as (manager, conn):
-            for times in (1, 2):
+            for times in (1 + own.resets_first, 2 + own.resets_first):
                 assert own.admin("SELECT COUNT(*) FROM logins") == ((times,),)
                 await wipe(manager, conn)
 
