@@ -73,6 +73,21 @@ async def test_retire_all_replaces_every_connection() -> None:
 
 
 @virtual
+async def test_a_retired_connection_does_not_retire_those_that_replace_it() -> None:
+    """After a failover the errors of the old connections trickle in, while new ones work already."""
+    manager = judges(lambda exc, _: Verdict.RETIRE_ALL if isinstance(exc, ReadOnly) else Verdict.KEEP)
+    async with Pool(manager, max_size=3) as pool:
+        first, second = await pool.get(), await pool.get()
+        first.discard(error=ReadOnly())
+        await hold(pool)
+        second.discard(error=ReadOnly())
+        await turns()
+        assert pool.state().idle == 1
+        assert pool.state().statistics.connections_created == 3
+        books(pool)
+
+
+@virtual
 async def test_keep_leaves_all_as_without_judge() -> None:
     """The connection is validated before its next use, and no more."""
     manager = judges(lambda _, __: Verdict.KEEP)

@@ -337,7 +337,8 @@ class Shell(Generic[C]):
     def give_back_raised(self, slot: Slot[C], how: int, error: BaseException | None) -> None:
         """End a lease in which something was raised: the manager may judge what it means."""
         verdict = self.calls.verdict(error, slot.conn) if slot in self.state.slots else Verdict.KEEP
-        if verdict is Verdict.RETIRE_ALL and self.state.is_open:
+        # A connection that is retired already says nothing about those that replace it.
+        if verdict is Verdict.RETIRE_ALL and self.state.is_open and slot.mark is not CloseReason.EVICTED:
             self.event(self.state.evict, None, self.now())
         elif verdict is Verdict.CLOSE:
             how |= DISCARD
