@@ -13,6 +13,7 @@ class Dialect:
     no_role: str | None  # the result of CURRENT_ROLE() without a role
     no_tls: tuple[str, ...]  # command line: offer no TLS
     login_method: str  # of accounts for which none is named
+    demotion: str  # variable: no ordinary account may write, as on a replica
     prepare_detaches: bool  # XA PREPARE leaves a session that can go on, without the transaction
 
     def role(self, name: str) -> str:
@@ -31,6 +32,7 @@ MARIADB = Dialect(
     no_role=None,
     no_tls=(),
     login_method="mysql_native_password",
+    demotion="read_only",
     prepare_detaches=False,
 )
 MYSQL = Dialect(
@@ -40,6 +42,7 @@ MYSQL = Dialect(
     no_role="NONE",
     no_tls=("--tls-version=",),
     login_method="caching_sha2_password",
+    demotion="super_read_only",
     prepare_detaches=True,
 )
 DIALECTS = {"MariaDB": MARIADB, "MySQL": MYSQL}

@@ -260,7 +260,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
             self.__dict__[name] = copy(self._python_side[name])
 
     async def _read_state(self) -> tuple[bytes | None, ...]:
-        self.use_unicode, self.decoders = False, {}
+        self.__dict__.update(use_unicode=False, decoders={})
         try:
             row: tuple[bytes | None, ...] = (await self._ask(_STATE))[0]
         finally:
