@@ -145,6 +145,11 @@ def test_ssl_mode_in_a_url_means_what_it_means_to_mysqls_clients(name: str) -> N
         ({"charset": "latin99"}, ValueError, "utf8mb4"),
         ({"server_public_key": "key.pem"}, TypeError, "the bytes of a PEM file"),
         ({"server_public_key": b"key.pem"}, ValueError, "the bytes of a PEM file"),
+        (
+            {"server_public_key": b"-----BEGIN PUBLIC KEY-----\nxyz\n-----END PUBLIC KEY-----\n"},
+            ValueError,
+            "the bytes of a PEM file",
+        ),
         ({"reset": "yes"}, ValueError, "'safe', 'strict', 'none'"),
         ({"reset": None}, ValueError, "'safe', 'strict', 'none'"),
         ({"open_transaction": "commit"}, ValueError, "'rollback', 'close'"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from typing import Any, Literal
 
 import pymysql
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from mysql_dialects import DIALECTS, Dialect
 from pool_core.testing import FaultProxy, acancel_everywhere
 from pool_mysql import MySQLConnectionManager, TLSRefusedError
@@ -25,6 +28,23 @@ def _root(server: Any) -> Any:
 
 def dialect_of(server: Server) -> Dialect:
     return DIALECTS[server.name]
+
+
+def _make_account(server: Any) -> None:
+    """Make the account own, with the server's own login method; the server remembers no login of it."""
+    with contextlib.closing(_root(server)) as root, root.cursor() as cursor:
+        cursor.execute("DROP USER IF EXISTS own@'%'")
+        cursor.execute("CREATE USER own@'%' IDENTIFIED BY 'secret'")
+        cursor.execute("SELECT plugin FROM mysql.user WHERE user = 'own'")
+        assert cursor.fetchone() == (dialect_of(server).login_method,)
+
+
+def _manager(server: Any, **settings: Any) -> MySQLConnectionManager:
+    return MySQLConnectionManager(host=server.host, port=server.port, user="own", password="secret", **settings)
+
+
+async def _connect_and_close(manager: MySQLConnectionManager) -> None:
+    await manager.close(await manager.connect())
 
 
 @pytest.fixture(scope="module")
@@ -73,25 +93,72 @@ def test_the_servers_own_login_method_works_with_and_without_tls(
     secured: Any, trusting: ssl.SSLContext, reset: Literal["safe", "strict"]
 ) -> None:
     """MySQL's sends the password itself: inside TLS, or encrypted with the server's key; "strict" logs in again."""
-    with contextlib.closing(_root(secured)) as root, root.cursor() as cursor:
-        cursor.execute("DROP USER IF EXISTS own@'%'")
-        cursor.execute("CREATE USER own@'%' IDENTIFIED BY 'secret'")
-        cursor.execute("SELECT plugin FROM mysql.user WHERE user = 'own'")
-        assert cursor.fetchone() == (dialect_of(secured).login_method,)
+    _make_account(secured)
 
     async def main() -> None:
         for tls in (None, trusting):
-            settings = {"host": secured.host, "port": secured.port, "user": "own", "password": "secret"}
-            manager = MySQLConnectionManager(**settings, ssl=tls, reset=reset)
+            manager = _manager(secured, ssl=tls, reset=reset)
             conn = await manager.connect()
             for _ in range(2):  # the server remembers the password after the first login
-                wiping = manager.reset(conn)
-                assert wiping is not None
-                await wiping
+                resetting = manager.reset(conn)
+                assert resetting is not None
+                await resetting
                 assert await manager.is_valid(conn)
             await manager.close(conn)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["without TLS", "with TLS"])
+def test_the_first_login_of_an_account_and_a_later_one_work(
+    secured: Any, trusting: ssl.SSLContext, caplog: pytest.LogCaptureFixture, encrypted: bool
+) -> None:
+    """MySQL's default method sends the password once, and then only proves that it knows it."""
+    _make_account(secured)
+    manager = _manager(secured, ssl=trusting if encrypted else None)
+
+    async def main() -> list[bool]:
+        full = []
+        for _ in range(2):
+            caplog.clear()
+            with caplog.at_level(logging.DEBUG, logger="aiomysql"):
+                await manager.close(await manager.connect())
+            full.append("Trying full auth" in caplog.text)
+        return full
+
+    full = asyncio.run(main())
+    assert full == [dialect_of(secured).login_method == "caching_sha2_password", False]
+
+
+def test_a_login_without_cryptography_says_what_to_install(
+    secured: Any, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, connect_error: Any
+) -> None:
+    """pool-mysql depends on it; an environment that was put together by hand may lack it."""
+    _make_account(secured)
+    monkeypatch.setattr("pymysql._auth._have_cryptography", False)
+    manager = _manager(secured)
+    if dialect_of(secured).login_method != "caching_sha2_password":
+        return asyncio.run(_connect_and_close(manager))
+    error = connect_error(manager)
+    assert isinstance(error, ImportError)
+    assert "install cryptography, or set ssl=True" in str(error)
+    assert not manager.is_transient(error)
+    return asyncio.run(_connect_and_close(_manager(secured, ssl=trusting)))
+
+
+def test_a_wrong_public_key_is_named(secured: Any, connect_error: Any) -> None:
+    """The server can only say "access denied"."""
+    _make_account(secured)
+    key = rsa.generate_private_key(65537, 2048).public_key()
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    manager = _manager(secured, server_public_key=pem)
+    if dialect_of(secured).login_method != "caching_sha2_password":
+        return asyncio.run(_connect_and_close(manager))
+    error = connect_error(manager)
+    assert error.args[0] == 1045
+    assert "server_public_key, which must be this server's key" in str(error)
+    assert not manager.is_transient(error)
+    return asyncio.run(_connect_and_close(_manager(secured)))
 
 
 def test_a_connection_is_encrypted_wiped_closed_and_dropped(secured: Any, trusting: ssl.SSLContext) -> None:
@@ -125,6 +192,7 @@ def test_a_certificate_that_does_not_fit_is_refused_for_good(secured: Any, conne
     manager = MySQLConnectionManager(secured.url, ssl=True)
     error = connect_error(manager)
     assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
+    assert "ssl-ca=FILE" in str(error)
     assert not manager.is_transient(error)
 
 

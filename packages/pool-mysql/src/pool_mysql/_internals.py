@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 from collections.abc import Mapping
 from copy import copy
@@ -27,6 +28,7 @@ __all__ = ["Connection", "Pipelining", "SessionStateError", "TLSRefusedError", "
 _COM_QUERY: Final = 0x03
 _COM_CHANGE_USER: Final = 0x11
 _COM_RESET_CONNECTION: Final = 0x1F
+_ACCESS_DENIED: Final = 1045
 _UNKNOWN_COMMAND: Final = 1047
 _UNKNOWN_COLLATION: Final = 1273
 _WRONG_XA_STATE: Final = 1399
@@ -99,6 +101,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
     _settings = b""  # the query that sets what a reset does not bring back, and checks database and role
     _good_reply = b""  # the replies to a reset after which _STATE was seen to be `_clean`; empty before the first
     _good_status = 0  # the server status in them
+    _key_is_given = False  # server_public_key is a setting, not what the server sent
 
     # The driver's own steps, each with what it lacks.
 
@@ -144,16 +147,14 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
 
     async def open(self) -> None:
         """Connect and log in. Nothing stays open if this fails or is cancelled."""
+        self._key_is_given = self.server_public_key is not None
         with dropping_on_failure(self.abort):
             try:
                 await self._connect()
-            except RuntimeError as error:
-                if "cryptography" not in str(error):
+            except (aiomysql.OperationalError, RuntimeError) as error:
+                if (better := self._explained(error)) is None:
                     raise
-                raise ImportError(
-                    f"the login method {self._server_auth_plugin} encrypts the password with RSA on a connection without "
-                    "TLS, which needs the package cryptography: install cryptography, or set ssl=True"
-                ) from error
+                raise better from (error.__cause__ or error)
             await self._remember_session()
 
     def abort(self) -> None:
@@ -228,6 +229,27 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
             raise ReplaceConnection("the connection was returned with a prepared XA transaction") from error
 
     # How.
+
+    def _explained(self, error: Exception) -> Exception | None:
+        """Say what to install or to set, where the driver does not."""
+        if isinstance(error, RuntimeError) and "cryptography" in str(error):
+            return ImportError(
+                f"the login method {self._server_auth_plugin} encrypts the password with RSA on a connection without TLS, "
+                "which needs the package cryptography: install cryptography, or set ssl=True"
+            )
+        number, text = error.args[0], None
+        if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+            number = _SSL_CONNECTION_ERROR
+            text = (
+                f"the certificate of {self._host} cannot be verified: {error.__cause__.verify_message}; name its authority, "
+                "by ssl-ca=FILE in the URL or by ssl=ssl.create_default_context(cafile=FILE)"
+            )
+        elif number == _ACCESS_DENIED and self._key_is_given:
+            text = (
+                f"{error.args[1]}; the password was encrypted with server_public_key, which must be this server's key"
+            )
+        better: Exception | None = None if text is None else aiomysql.OperationalError(number, text)
+        return better
 
     async def _remember_session(self) -> None:
         """Note the state of the new connection, and prepare the query that brings it back."""

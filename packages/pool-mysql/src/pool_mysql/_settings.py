@@ -47,6 +47,18 @@ _REFUSED: Final = {
     "autoReconnect": _RECONNECT,
     "connection_limit": "use the pool's max_size",
 }
+
+
+def _is_public_key(pem: bytes) -> bool:
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        serialization.load_pem_public_key(pem)
+    except ValueError:
+        return False
+    return True
+
+
 _TLS_OPTIONS: Final = ("ssl_mode", "ssl_ca", "ssl_cert", "ssl_key")
 _SPELLINGS: Final = {"sslmode": "ssl_mode", "sslMode": "ssl_mode"} | {
     name.replace("_", "-"): name for name in _TLS_OPTIONS
@@ -68,7 +80,7 @@ _KEYWORDS: Final[dict[str, Kind[Any] | None]] = {
     "port": integer(1, 65535),
     "db": text(),
     "init_command": None,  # of several lines, perhaps
-    "server_public_key": Kind("the bytes of a PEM file", (bytes,), str.encode, lambda key: b"PUBLIC KEY" in key),
+    "server_public_key": Kind("the bytes of a PEM file with a public key", (bytes,), str.encode, _is_public_key),
 }
 _NAME: Final = "MySQLConnectionManager"
 _OPTIONS: Final = Options(_NAME, _KINDS, keywords=_KEYWORDS, refused=_REFUSED | dict.fromkeys(_TLS_OPTIONS, _TLS))
