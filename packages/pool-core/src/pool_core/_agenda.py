@@ -1,7 +1,7 @@
-"""What is due when, and what is done then: lifetimes, the reaper, keepalive, the warm path's clock, a standstill.
+"""What is due when, and what happens then: lifetimes, the reaper, keepalive, the warm path's clock, a standstill.
 
-Each time is exact or too early, and ``due`` is not later than any of them: an event that sets one lowers ``due`` at the
-cost of a comparison, and the exact next time is looked for only when the alarm rings.
+Each time is exact or too early, and ``due`` is never later than any of them. Setting a time lowers ``due`` with one
+comparison; the exact next time is computed only when the timer fires.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 BEATS = 8
-"""Beats of the warm path's clock in the shortest time that it has to tell."""
+"""How often the warm path's clock advances within the shortest time that it has to measure."""
 LOOKS = 64
-"""Looks of keepalive in its period, at most: a look goes through all idle ones."""
+"""How often keepalive looks at all idle connections within its period, at most."""
 
 
 class Agenda(Generic[C]):
-    """The times of one pool."""
+    """The due times of one pool."""
 
     __slots__ = (
         "_beaten",
@@ -48,24 +48,24 @@ class Agenda(Generic[C]):
         self.clear()
 
     def clear(self) -> None:
-        """Nothing is due, ever."""
+        """Set all times to never."""
         self.due = self.next_expiry = inf
         self.beat_at = self.reap_at = self.keep_at = self.stuck_at = inf
-        self.parked = True  # the warm path's clock stands still
+        self.parked = True  # the warm path's clock has stopped
 
     def configure(self, config: PoolConfig) -> None:
-        """Take the options over."""
+        """Read the options."""
         self._config = config
         bypass = config.alive_bypass if config.test_on_check_out else None
         self._period = max(0.01, min(time for time in (bypass, config.idle_timeout, 8.0) if time) / BEATS)
 
     def by(self, when: float) -> None:
-        """Wake not later than this."""
+        """Wake up at this time or earlier."""
         if when < self.due:
             self.due = when
 
     def next(self) -> float:
-        """When the earliest of all is due; inf: never."""
+        """Return the earliest time of all; inf: never."""
         state = self._state
         return min(
             self.next_expiry,
@@ -97,7 +97,7 @@ class Agenda(Generic[C]):
             self._look_for_standstill(now)
 
     def retry_due(self) -> float:
-        """When the back-off ends for somebody; inf: there is none, or nobody waits for its end."""
+        """Return when the back-off ends; inf: there is none, or no get waits for its end."""
         state = self._state
         if state.connects.failures and (state.queue.live or state.starting):
             return state.connects.retry_due(state.tick)
@@ -106,7 +106,7 @@ class Agenda(Generic[C]):
     # -- what begins
 
     def joined(self, slot: Slot[C], now: float) -> None:
-        """A connection joined the pool: its lifetime and its silence are timed."""
+        """Time the lifetime and the silence of a new connection."""
         if slot.expires_at < self.next_expiry:
             self.next_expiry = slot.expires_at
             self.by(slot.expires_at)
@@ -115,26 +115,26 @@ class Agenda(Generic[C]):
             self.by(self.keep_at)
 
     def kept(self, now: float) -> None:
-        """A validation by keepalive has ended: others may have waited for its end."""
+        """Look again: a validation by keepalive has ended, and others may have waited for that."""
         self.keep_at = now
         self.by(now)
 
     def set_reaper(self, now: float) -> None:
-        """It runs only where it has something to look at."""
+        """Start the reaper, if the options give it anything to do."""
         config = self._config
         if self.reap_at == inf and (config.idle_timeout is not None or config.min_idle or config.leak_threshold):
             self.reap_at = now + config.reap_interval
             self.by(self.reap_at)
 
     def start_clock(self, now: float) -> None:
-        """Something fresh and traffic are there to time."""
+        """Start the warm path's clock: there are fresh connections and traffic."""
         self.parked = False
         self._beaten = now
         self.beat_at = now + self._period
         self.by(self.beat_at)
 
     def watch(self, now: float) -> None:
-        """Somebody waits: look for a standstill, if only a return could help."""
+        """Look for a standstill later, if only a return can serve the waiters."""
         if self._only_a_return_helps():
             self.stuck_at = now + self._config.deadlock_after
             self.by(self.stuck_at)
@@ -153,7 +153,7 @@ class Agenda(Generic[C]):
                 slot.mark = CloseReason.LIFETIME
 
     def _beat(self, now: float) -> None:
-        """Move the warm path's clock on; where nothing fresh and no traffic is left to time, it stops."""
+        """Advance the warm path's clock; stop it when there are no fresh connections or no traffic."""
         idle = self._state.idle
         idle.age(now)
         fresh = idle.fresh
@@ -163,7 +163,7 @@ class Agenda(Generic[C]):
         self.beat_at = inf if self.parked else now + self._period
 
     def _reap(self, now: float) -> None:
-        """Close what is idle for too long, down to min_idle (bb8 #123), and have min_idle brought up."""
+        """Close connections idle for too long, down to min_idle (bb8 #123), and let min_idle be filled."""
         state, config = self._state, self._config
         if config.idle_timeout is not None:
             spare = max(0, len(state.idle) - state.min_idle)
@@ -190,22 +190,24 @@ class Agenda(Generic[C]):
         elif len(due) > len(chosen):
             self.keep_at = inf  # the end of a validation sets it again
         else:
-            # Many that fall due one by one are looked at together.
+            # Connections that become due one by one are handled together.
             earliest = min((slot.heard_at() for slot in idle if slot not in chosen), default=now) + keepalive
             self.keep_at = max(earliest, now + keepalive / LOOKS)
 
     def _look_for_standstill(self, now: float) -> None:
-        """Refuse the newest get of a holder where nothing has moved for ``deadlock_after``."""
+        """Fail the newest get of a holder if nothing has happened for ``deadlock_after`` seconds."""
         self.stuck_at = inf
         if not self._only_a_return_helps():
             return
         state, after = self._state, self._config.deadlock_after
         waiters = state.queue.waiters
-        moved = max(state.queue.left_at, *(slot.stamp for slot in state.slots))  # the last hand-off, or who gave up
+        moved = max(
+            state.queue.left_at, *(slot.stamp for slot in state.slots)
+        )  # the last hand-off, or the last waiter that gave up
         if moved + after <= now:
             victim = newest_blocked_holder(state.slots, waiters)
             if victim is None:
-                moved = now + 5e-6 * len(waiters)  # a look goes through all waiters: under load it stays rare
+                moved = now + 5e-6 * len(waiters)  # a look visits all waiters, so it is rare under load
             elif victim.started + after <= now:
                 state.work.append((Order.DEADLOCK, victim))
                 moved = now

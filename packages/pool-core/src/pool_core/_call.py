@@ -1,7 +1,7 @@
-"""One bounded call of the manager, and the one timer of a pool.
+"""One call of the manager with a timeout, and the one timer of a pool.
 
-The alarm is only ever brought forward; what it finds not due yet, it sets itself for again. So an event costs one
-comparison, and a pool that is busy sets no timer at all.
+The timer is only moved to an earlier time. When it fires too early, it sets itself again. So an event costs one
+comparison, and a busy pool sets no timer at all.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 GRACE = 0.1
-"""Seconds between the steps that end a call which overstays: cancel, cancel again, terminate, abandon."""
+"""Seconds between the steps that end a call after its timeout: cancel, cancel again, terminate, abandon."""
 
 
 class Clock:
     """The one timer of a pool, and the deadlines of its calls.
 
-    Of deadlines there is one queue for each length: adding and removing cost O(1) and leave nothing behind.
+    There is one queue of deadlines for each timeout: adding and removing cost O(1) and leave nothing behind.
     """
 
     __slots__ = ("_context", "_fire", "_handle", "_lanes", "_loop", "at")
@@ -37,21 +37,21 @@ class Clock:
         self.at = inf  # kept beside the handle: uvloop's have no when() if they are due at once
 
     def set(self, when: float) -> None:
-        """Ring at this time; inf: never."""
+        """Fire at this time; inf: never."""
         if self._handle is not None:
             self._handle.cancel()
         self.at = when
         self._handle = None if when == inf else self._loop.call_at(when, self._ring, context=self._context)
 
     def _ring(self) -> None:
-        # asyncio may fire a timer a clock's resolution early: what was due is due.
+        # asyncio may fire a timer early, by the resolution of its clock.
         now = max(self._loop.time(), self.at)
         self._handle = None
         self.at = inf
         self._fire(now)
 
     def add(self, what: Any, now: float, seconds: float) -> None:
-        """Have ``what.overdue(now)`` called so many seconds later, unless it is removed."""
+        """Call ``what.overdue(now)`` after this many seconds, unless it is removed."""
         lane = self._lanes.get(seconds)
         if lane is None:
             lane = self._lanes[seconds] = {}
@@ -61,7 +61,7 @@ class Clock:
             self.set(when)
 
     def pop(self, now: float) -> list[Any]:
-        """Take out what is due."""
+        """Remove and return what is due."""
         found = []
         for lane in self._lanes.values():
             while lane:
@@ -73,7 +73,7 @@ class Clock:
         return found
 
     def next(self) -> float:
-        """When the earliest is due."""
+        """Return the earliest deadline."""
         empty = [seconds for seconds, lane in self._lanes.items() if not lane]
         for seconds in empty:
             del self._lanes[seconds]
@@ -81,7 +81,7 @@ class Clock:
 
 
 class Limit:
-    """A deadline of something that is no call."""
+    """A deadline without a call."""
 
     __slots__ = ("_act", "lane")
 
@@ -94,16 +94,16 @@ class Limit:
         self._act()
 
     def drop(self) -> None:
-        """It is not wanted any more."""
+        """Remove the deadline."""
         self.lane.pop(self, None)
 
 
 class Call:
-    """One call of the manager in a task of the pool's own, ended from outside whatever the driver does.
+    """One call of a manager's method in a task of the pool, which ends at its timeout whatever the driver does.
 
-    One cancel is not enough on 3.11: a driver that goes through ``wait_for`` can lose it (cpython #86296).
-    ``done(key, call, error, result)`` is called exactly once: at the end of the task, or when it is abandoned; what an
-    abandoned task still brings forth goes to ``spill``.
+    One cancel is not enough on 3.11: ``wait_for`` in a driver can lose it (cpython #86296).
+    ``done(key, call, error, result)`` is called exactly once: when the task ends, or when it is abandoned. A result that
+    an abandoned task still returns goes to ``spill``.
     """
 
     __slots__ = (
@@ -141,11 +141,11 @@ class Call:
             clock.add(self, loop.time(), timeout)
         try:
             self.task: asyncio.Future[Any] = loop.create_task(coro, name=name, context=context.copy())
-        except (KeyboardInterrupt, SystemExit) as error:  # out of the first step of an eager task
+        except (KeyboardInterrupt, SystemExit) as error:  # from the first step of an eager task
             self.task = loop.create_future()
             self.task.set_exception(error)
             loop.call_soon(_raise, error)
-        # A task cancelled before its first step runs no `finally`: only a callback surely hears of its end.
+        # A task that is cancelled before its first step runs no `finally`; a done callback is always called.
         self.task.add_done_callback(self._finished, context=context)
 
     def overdue(self, now: float) -> None:
@@ -153,7 +153,7 @@ class Call:
         self.end()
 
     def end(self) -> None:
-        """Its time is up, or nobody wants it any more: cancel, cancel again, terminate, abandon."""
+        """End the call, at its timeout or when its result is not needed: cancel, cancel again, terminate, abandon."""
         self.ended = True
         self._steps += 1
         if self._steps <= 2:
@@ -166,18 +166,18 @@ class Call:
         self.end_within(GRACE)
 
     def end_within(self, seconds: float) -> None:
-        """Bring its deadline forward."""
+        """Move its deadline to this many seconds from now."""
         self.lane.pop(self, None)
         self._clock.add(self, self._loop.time(), seconds)
 
     def abandon(self) -> None:
-        """Go on without it."""
+        """Stop waiting for it."""
         self.task.cancel()
         self.ended = self.abandoned = True
         self._finish(TimeoutError("it did not end when it was cancelled"), None)
 
     def _finished(self, task: asyncio.Future[Any]) -> None:
-        # A method may raise CancelledError by itself; only who is cancelled counts as cancelling.
+        # A method may raise CancelledError by itself: only a cancelled task counts as cancelled.
         self.cut_off = task.cancelled() and not self.ended and isinstance(task, asyncio.Task) and task.cancelling() > 0
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         result = None if error is not None else task.result()

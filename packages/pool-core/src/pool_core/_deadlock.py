@@ -1,8 +1,7 @@
 """Find a standstill: every connection is held by a task that itself waits for another one.
 
-Nobody can prove that a block will not be ended by another task (an async generator begun here and consumed there,
-``AsyncExitStack.pop_all``). So who is stuck is told only when nothing at all has moved for a while; the pool's state
-keeps that time.
+Another task may still end a block (an async generator that is started in one task and consumed in another,
+``AsyncExitStack.pop_all``), so a deadlock is reported only after a standstill. The agenda keeps that time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The nouns of the pool's decisions: a connection's place, the right to connect, a get that waits, a test or reset.
+"""The data of the pool's decisions: a slot, an approval, a waiter, a validation or reset in progress.
 
-They know nothing of a loop. What a shell needs beside them stands in its own subclass of ``Waiter``.
+None of them knows an event loop. What a shell needs in addition is in its own subclass of ``Waiter``.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ CHANGES = {
     CLOSING: {GONE},
     GONE: set(),
 }
-"""Which state of a connection may follow which. From lent to gone: it was detached; to lent: it was handed on.
+"""Which state of a connection may follow which. ``lent`` is "in use": to gone, it was detached; to lent, it was handed off.
 
-The tests look at every change (a descriptor in the place of ``Slot.state``), so that it costs no program a thing.
+The tests check every change (a descriptor replaces ``Slot.state``), so the check costs programs nothing.
 """
 
 RAISED, DISCARD, BROKEN, UNUSED = 1, 2, 4, 8
-"""How a lease ended: by an exception, to be closed, found broken, never used."""
+"""How a lease ended: with an exception, to be closed, found broken, never used."""
 
 
 class Order(Enum):
-    """What the state asks of the shell. Beside each stands its subject."""
+    """What the state wants the shell to do. The comment names the subject of each."""
 
     CONNECT = "connect"  # an approval
-    TEST = "test"  # a slot: first has_broken, then is_valid
-    CHECK = "check"  # a slot: has_broken alone
-    SWEEP = "sweep"  # none: ask has_broken of all idle ones
+    TEST = "test"  # a slot: call has_broken, then is_valid
+    CHECK = "check"  # a slot: call has_broken only
+    SWEEP = "sweep"  # none: call has_broken for all idle connections
     CLOSE = "close"  # a slot
     TERMINATE = "terminate"  # a slot
-    STARTED = "started"  # none: min_idle is up
+    STARTED = "started"  # none: min_idle connections are open
     FIND_LEAKS = "find leaks"  # none
-    DEADLOCK = "deadlock"  # the waiter that is to be refused
+    DEADLOCK = "deadlock"  # the waiter that gets PoolDeadlock
 
 
 class Slot(Generic[C]):
-    """One connection's place in the pool, from its birth until it is gone."""
+    """One connection's place in the pool, from its opening until it is gone."""
 
     __slots__ = (
         "born",
@@ -82,55 +82,55 @@ class Slot(Generic[C]):
         self.born = now
         self.expires_at = expires_at
         self.state = OPENING
-        self.stamp = now  # idle: last used or tested; lent: since when
-        self.kept_at = now  # validated last by keepalive, which is no use
+        self.stamp = now  # idle: when it was used or validated last; in use: since when
+        self.kept_at = now  # when keepalive validated it last, which does not count as use
         self.uses = 0
-        self.holder: Any = None  # the task that has it, while it is lent
-        self.loose = False  # lent by ``await``: anybody may release it
-        self.mark: CloseReason | None = None  # it goes on its return; once closed: why
-        self.suspect = False  # its borrower gave it back because of an exception: it is tested before its next use
+        self.holder: Any = None  # the task that has it, while it is in use
+        self.loose = False  # acquired by ``await``: any task may release it
+        self.mark: CloseReason | None = None  # it is closed when it is returned; once it is closing: why
+        self.suspect = False  # an exception left its borrower's block: it is validated before its next use
         self.stack: str | None = None
         self.terminated = False
-        self.validated = False  # it has passed a test
+        self.validated = False  # it has passed a validation
 
     def used_at(self) -> float:
-        """When it was used last, or validated for a waiter."""
+        """Return when it was used last, or validated for a waiter."""
         return self.stamp
 
     def heard_at(self) -> float:
-        """When the server answered last, as far as is known."""
+        """Return when the server answered last, as far as is known."""
         return max(self.stamp, self.kept_at)
 
 
 class Approval(Generic[C]):
-    """The right to open one connection: redeemed exactly once, by ``put`` or ``connect_failed`` (bb8's best idea)."""
+    """The right to make one connection attempt: redeemed exactly once, by ``put`` or ``connect_failed`` (bb8's idea)."""
 
     __slots__ = ("generation", "late", "orphan", "since", "waiter")
 
     def __init__(self, waiter: Waiter[C] | None, now: float, generation: int) -> None:
         self.waiter = waiter
-        self.late = False  # a probe that has lost patience: others may probe beside it
-        self.orphan = False  # its waiter timed out or was cancelled: it counts for nobody else (pgx #1259)
+        self.late = False  # it takes too long during a back-off: another attempt may run beside it
+        self.orphan = False  # its waiter timed out or was cancelled: it is no supply for other waiters (pgx #1259)
         self.since = now
         self.generation = generation
 
 
 class Trial(Generic[C]):
-    """A test or a reset under way."""
+    """A validation or a reset in progress."""
 
     __slots__ = ("bare", "keeps", "late", "late_at", "since", "waiter")
 
     def __init__(self, now: float, late_at: float) -> None:
         self.since = now
         self.late_at = late_at
-        self.late = False  # it is slower than usual: it counts as supply no longer
-        self.waiter: Waiter[C] | None = None  # whom a test is for
-        self.bare = False  # has_broken alone is asked
+        self.late = False  # it is slower than usual, so it no longer counts as supply
+        self.waiter: Waiter[C] | None = None  # whom a validation is for
+        self.bare = False  # only has_broken is called
         self.keeps = False  # a validation by keepalive
 
 
 class Waiter(Generic[C]):
-    """A get that waits. The shell's subclass answers; these marks are the state's own."""
+    """A get that waits. The shell's subclass serves it; these attributes belong to the state."""
 
     __slots__ = ("approval", "deadline", "direct", "idle_only", "patient", "queued", "started", "task", "test")
 
@@ -141,18 +141,18 @@ class Waiter(Generic[C]):
         self.queued = False
         self.approval: Approval[C] | None = None
         self.test: Trial[C] | None = None
-        self.direct = False  # served by its own test
-        self.idle_only = idle_only  # try_get: takes an idle one or nothing
-        self.patient = patient and not idle_only  # it waits with the default time-out
+        self.direct = False  # served by the connection that was validated for it
+        self.idle_only = idle_only  # try_get: wants an idle connection or nothing
+        self.patient = patient and not idle_only  # it waits with the default timeout
 
     def offer(self, slot: Slot[C] | None) -> bool:
-        """Take the connection (None: there is none for a try_get), or answer False: already gone, try the next."""
+        """Accept the connection (None: there is none for a try_get). False: this get is gone, try the next one."""
         raise NotImplementedError
 
     def gone(self) -> bool:
-        """Tell whether it was cancelled already, or answered."""
+        """Return whether it was cancelled or served already."""
         raise NotImplementedError
 
     def fail(self, error: BaseException | None) -> None:
-        """Give up: no connection will come. None: the pool is closing."""
+        """Fail: no connection will come. None: the pool is closing."""
         raise NotImplementedError
