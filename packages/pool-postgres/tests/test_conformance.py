@@ -33,7 +33,7 @@ async def last_value(conn: Any) -> object:
 
 
 class TestPostgres(ManagerConformance[Any]):
-    """The kit's questions."""
+    """The conformance suite."""
 
     probes = (
         probe("role", "SET ROLE pg_monitor", "SELECT current_user"),

@@ -99,6 +99,7 @@ def test_every_form_that_the_driver_reads_is_taken(dsn: str | None) -> None:
         ({"cancel_timeout": True}, TypeError, "cancel_timeout is of type bool: expected a finite number"),
         ({"passwort": SECRET}, TypeError, "'passwort' is not an option of PostgresConnection.*did you mean 'password'"),
         ({"hots": "h"}, TypeError, "did you mean 'host'"),
+        ({"hots": None}, TypeError, "did you mean 'host'"),
         ({"loop": object()}, TypeError, "loop is not taken: a connection belongs to the running loop"),
         ({"password": 7}, TypeError, "password is of type int: expected a str, or a callable"),
         ({"password": f"{SECRET}\n"}, ValueError, "password ends with a line break: remove it"),
@@ -280,7 +281,7 @@ def test_no_text_of_a_manager_shows_a_secret() -> None:
 
 
 def test_it_has_all_verbs() -> None:
-    """The pool finds optional verbs by their names."""
+    """The pool finds optional methods by their names."""
     manager: object = PostgresConnectionManager()
     assert isinstance(manager, SupportsReset)
     assert isinstance(manager, SupportsTerminate)

@@ -16,10 +16,11 @@ except ImportError:  # `known` says so, at the first connect
     PreparedStatementState: Any = None  # type: ignore[no-redef]
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
+    Siblings: TypeAlias = Mapping[asyncio.AbstractEventLoop, Iterable[Any]]
 
 __all__ = [
     "cancelled",
@@ -189,14 +190,14 @@ class _Transaction(_DriverTransaction):  # type: ignore[misc]
                 raise
 
 
-def tailored(base: Any, cancel_timeout: float | None, siblings: Iterable[Any], *, isolated: bool) -> type[Connection]:
-    """Derive the connection class that a manager lends from asyncpg's or the user's.
+def tailored(base: Any, cancel_timeout: float | None, siblings: Siblings, *, isolated: bool) -> type[Connection]:
+    """Derive the class of a manager's connections from asyncpg's or the user's.
 
     Args:
         base: the class to derive from.
         cancel_timeout: seconds until a cut-off query must be confirmed; None: the driver's way, without end.
-        siblings: all connections of the manager. When asyncpg finds that a table or type was changed, it drops the caches
-            of all connections of its own pool; here, of these.
+        siblings: the manager's connections, by their loops. When asyncpg finds that a table or type was changed, it drops
+            the caches of all connections of its own pool; here, of those of the same loop.
         isolated: False: leave out a transaction's isolation level, since a savepoint has none.
     """
 
@@ -212,11 +213,11 @@ def tailored(base: Any, cancel_timeout: float | None, siblings: Iterable[Any], *
                 return _Transaction(self, isolation if isolated else None, readonly, deferrable)
 
         def _drop_global_statement_cache(self) -> None:
-            for conn in _of_the_same_loop(self, siblings):
+            for conn in list(siblings.get(self._loop, ())):
                 conn._drop_local_statement_cache()
 
         def _drop_global_type_cache(self) -> None:
-            for conn in _of_the_same_loop(self, siblings):
+            for conn in list(siblings.get(self._loop, ())):
                 conn._drop_local_type_cache()
 
         def _cancel_current_command(self, *waiters: asyncio.Future[None] | None) -> None:
@@ -235,8 +236,3 @@ def tailored(base: Any, cancel_timeout: float | None, siblings: Iterable[Any], *
 
     Tailored.__name__, Tailored.__qualname__, Tailored.__module__ = base.__name__, base.__qualname__, base.__module__
     return cast("type[Connection]", Tailored)
-
-
-def _of_the_same_loop(conn: Any, siblings: Iterable[Any]) -> list[Any]:
-    # One manager may serve pools in several threads, and the caches are not made for that.
-    return [conn, *(other for other in list(siblings) if other is not conn and other._loop is conn._loop)]

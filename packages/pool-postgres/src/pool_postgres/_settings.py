@@ -105,7 +105,7 @@ class PostgresSettings(Settings):
     def check(self, values: Mapping[str, Any]) -> None:
         """Refuse now what asyncpg would refuse at the first connect, or send to the server."""
         super().check(values)
-        _KEYWORDS.check({name: value for name, value in values.items() if name not in {"dsn", "pgbouncer"}})
+        _KEYWORDS.check(self._keywords)
         for host in _listed(values.get("host")):
             check_text("host", host, space=str(host).startswith("/"))
         check_text("database", values.get("database"))

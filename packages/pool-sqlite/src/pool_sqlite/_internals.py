@@ -49,8 +49,8 @@ _HARMLESS_CALLS: Final = frozenset(
 )
 
 _SAVEPOINT = "pool_sqlite_test"
-_VERB = re.compile(
-    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?P<verb>BEGIN|COMMIT|END|ROLLBACK)\b(?!\s+(?:TRANSACTION\s+)?TO\b)",
+_BOUNDARY = re.compile(
+    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?P<word>BEGIN|COMMIT|END|ROLLBACK)\b(?!\s+(?:TRANSACTION\s+)?TO\b)",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -394,21 +394,21 @@ class WatchedConnection(aiosqlite.Connection):
             target = fn.__self__  # type: ignore[attr-defined]
             cursor = target if isinstance(target, sqlite3.Cursor) else raw.cursor()
             for statement in _statements(args[0]):
-                if (verb := _verb(statement)) is not None:
-                    self._in_savepoint(verb, cursor.execute)
+                if (word := _boundary(statement)) is not None:
+                    self._in_savepoint(word, cursor.execute)
                 else:
                     cursor.execute(statement)
             return cursor
-        if args and (verb := _verb(args[0])) is not None:
-            return self._in_savepoint(verb, fn)
+        if args and (word := _boundary(args[0])) is not None:
+            return self._in_savepoint(word, fn)
         return fn(*args, **kwargs)
 
-    def _in_savepoint(self, verb: Literal["BEGIN", "COMMIT", "ROLLBACK"], execute: Callable[..., Any]) -> Any:
-        if verb == "BEGIN" and self.begun:
+    def _in_savepoint(self, word: Literal["BEGIN", "COMMIT", "ROLLBACK"], execute: Callable[..., Any]) -> Any:
+        if word == "BEGIN" and self.begun:
             msg = "cannot start a transaction within a transaction"
             raise sqlite3.OperationalError(msg)  # as SQLite says it
-        self.begun = verb == "BEGIN"
-        if verb == "ROLLBACK":
+        self.begun = word == "BEGIN"
+        if word == "ROLLBACK":
             return execute(f"ROLLBACK TO {_SAVEPOINT}", ())
         execute(f"RELEASE {_SAVEPOINT}", ())
         return execute(f"SAVEPOINT {_SAVEPOINT}", ())
@@ -419,13 +419,13 @@ def _ended(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _verb(statement: object) -> Literal["BEGIN", "COMMIT", "ROLLBACK"] | None:
-    if not isinstance(statement, str) or (match := _VERB.match(statement)) is None:
+def _boundary(statement: object) -> Literal["BEGIN", "COMMIT", "ROLLBACK"] | None:
+    if not isinstance(statement, str) or (match := _BOUNDARY.match(statement)) is None:
         return None
-    verb = match["verb"].upper()
-    if verb == "BEGIN":
+    word = match["word"].upper()
+    if word == "BEGIN":
         return "BEGIN"
-    return "ROLLBACK" if verb == "ROLLBACK" else "COMMIT"
+    return "ROLLBACK" if word == "ROLLBACK" else "COMMIT"
 
 
 def _statements(script: str) -> Iterator[str]:
