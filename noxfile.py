@@ -323,7 +323,9 @@ def integration(session: nox.Session, backend: str) -> None:
     """One adapter against its real server, everything."""
     install(session, ["test", "servers"], ["pool-core", f"pool-{backend}"])
     bring_servers(session)
-    run_tests(session, f"packages/pool-{backend}/tests")
+    # Most of their time is waiting for servers: two processes, one for each kind of server or driver.
+    halves = ["-n", "2", "--dist", "loadgroup"] if backend in {"redis", "mongo"} else []
+    run_tests(session, f"packages/pool-{backend}/tests", *halves)
 
 
 @nox.session(python=PYTHONS[1:])

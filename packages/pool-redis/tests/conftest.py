@@ -15,6 +15,7 @@ T = TypeVar("T")
 PASSWORD = "canary-7f3a"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let pytest-xdist run each kind of server in one process: its fleets are brought up once, beside the other's."""
     for item in items:

@@ -168,6 +168,9 @@ class _Manager(Generic[Client, Session]):
         )
 
     async def _close_client(self, client: Client) -> None:
+        some = cast("Any", client)
+        if not some.topology_description.has_readable_server(some.read_preference):
+            _internals.abandon(self._driver.core(client))  # else the driver waits for a server to end its sessions on
         with pymongo.timeout(self._ping_timeout):  # it talks to the server, and would wait for a hung one for long
             await self._driver.close(client)
 
