@@ -80,6 +80,16 @@ class AwaitedHasBroken(Base):
         return False
 
 
+class AwaitedJudge(Base):
+    async def judge(self, exc: Exception, conn: Any) -> Any:
+        return None
+
+
+class JudgesWithoutItsConnection(Base):
+    def judge(self, exc: Exception) -> Any:
+        return None
+
+
 class CloseWithoutItsConnection(Base):
     async def close(self) -> None:
         """Of what?"""
@@ -785,6 +795,8 @@ WRONG = [
     (NoHasBroken, "protocol", "the manager has no method has_broken"),
     (MisspeltReset, "protocol", "resett looks like a misspelt reset"),
     (AwaitedHasBroken, "protocol", "has_broken is an async def: it must be a plain def"),
+    (AwaitedJudge, "protocol", "judge is an async def: it must be a plain def"),
+    (JudgesWithoutItsConnection, "protocol", r"judge can not be called with 2 positional argument"),
     (CloseWithoutItsConnection, "protocol", r"close can not be called with 1 positional argument"),
     (ConnectsWhenMade, "protocol", "making a manager opened a connection"),
     (NeedsLoopWhenMade, "protocol", "making a manager without a running loop failed: RuntimeError: no running event"),
