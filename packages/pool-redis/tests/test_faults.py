@@ -206,7 +206,7 @@ async def pop(pool: RedisPool) -> None:
 
 
 @pytest.mark.parametrize("use", [write, write_through_redis_py, pop])
-def test_a_failover_behind_one_address_costs_at_most_an_error_for_each_connection(
+def test_a_failover_behind_one_address_costs_at_most_max_size_errors(
     server: ServerFactory, dialect: str, redis: Server, use: Any, run: Any
 ) -> None:
     """The old connections lead to a replica that refuses writes for ever; the pool heals without evict()."""
