@@ -371,19 +371,36 @@ class Mongo(Kind):
 
 
 class Memcached(Kind):
-    key, images, port, scheme = "memcached", ("memcached:1",), 11211, "memcached"
+    key, package, port, scheme = "memcached", "pool-memcached", 11211, "memcached"
+    images = ("memcached:1",)
     debian, programs = "memcached", ("memcached",)
     login = Address("127.0.0.1", 0)
 
+    def with_password(self, password: str) -> Address:
+        return replace(self.login, user="pool", password=password)
+
+    def arguments(self, login: Address) -> list[str]:
+        if not login.password:
+            return []
+        # The official image has no variable for a login, and memcached reads it from a file.
+        script = 'echo "$0" >/tmp/users && exec memcached -u nobody -Y /tmp/users "$@"'
+        return ["sh", "-c", script, f"{login.user}:{login.password}"]
+
+    def prepare(self, place: Place) -> None:
+        if place.address.password:
+            (place.directory / "users").write_text(f"{place.address.user}:{place.address.password}\n")
+
     def command(self, place: Place) -> list[str]:
-        return [_path("memcached"), "-l", "127.0.0.1", "-p", str(place.address.port)]
+        login = ["-Y", str(place.directory / "users")] if place.address.password else []
+        return [_path("memcached"), "-l", "127.0.0.1", "-p", str(place.address.port), *login]
 
     def ask(self, address: Address, execute: Callable[[Sequence[str]], str]) -> tuple[str, str]:
         return "memcached", wire.ask_memcached(address)
 
 
 class RabbitMQ(Kind):
-    key, images, port, scheme = "rabbitmq", ("rabbitmq:4",), 5672, "amqp"
+    key, package, port, scheme = "rabbitmq", "pool-rabbitmq", 5672, "amqp"
+    images = ("rabbitmq:4",)
     login = Address("127.0.0.1", 0, "pool", "secret", "/")
 
     def url(self, address: Address) -> str:
