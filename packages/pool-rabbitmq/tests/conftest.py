@@ -1,0 +1,31 @@
+"""What the tests of this package share."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import pytest
+
+from containers.servers import Server, ServerFactory
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def run() -> Callable[[Coroutine[Any, Any, T]], T]:
+    """Run a coroutine in an event loop of its own, bounded."""
+
+    def run(main: Coroutine[Any, Any, T]) -> T:
+        async def bounded() -> T:
+            async with asyncio.timeout(50):
+                return await main
+
+        return asyncio.run(bounded())
+
+    return run
+
+
+@pytest.fixture
+def broker(server: ServerFactory) -> Server:
+    """The run's shared RabbitMQ."""
+    return server("rabbitmq")
