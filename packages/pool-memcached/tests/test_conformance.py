@@ -1,6 +1,6 @@
 """The conformance suite, on a memcached that asks for a password, and through TLS."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest

@@ -177,7 +177,9 @@ def test_an_error_that_is_a_whole_answer_costs_nothing(answers: Script, command:
         ({b"get": b"VALUE k 0 1\r\nx\r\nVALUE k 0 1\r\nx\r\nEND\r\n"}, lambda client: client.get(b"k")),
     ],
 )
-def test_an_error_with_more_to_come_costs_the_connection(answers: Script, command: Callable[..., Any], run: Any) -> None:
+def test_an_error_with_more_to_come_costs_the_connection(
+    answers: Script, command: Callable[..., Any], run: Any
+) -> None:
     """The rest would be the answer to the next borrower's command."""
 
     async def main() -> None:

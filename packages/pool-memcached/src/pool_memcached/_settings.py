@@ -41,10 +41,14 @@ class Settings(base.Settings):
 
     def read(self, url: str) -> Mapping[str, Any]:
         """Take a URL apart."""
-        parts = base.URL(url, schemes=_SCHEMES, form="memcached://user:password@host:11211, or memcached:///path/socket")
+        parts = base.URL(
+            url, schemes=_SCHEMES, form="memcached://user:password@host:11211, or memcached:///path/socket"
+        )
         path = parts.path.rstrip("/")
         if path and parts.hosts:
-            raise ValueError("the URL has a path behind the host: memcached has no databases, write memcached://host:11211")
+            raise ValueError(
+                "the URL has a path behind the host: memcached has no databases, write memcached://host:11211"
+            )
         named = {
             "host": parts.host,
             "port": parts.port,

@@ -77,7 +77,7 @@ class LeasedChannel(aio_pika.Channel):
         wire: Any = self.wire
         rpc = wire.rpc
 
-        async def watched(frame: Any, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - aiormq's own signature
+        async def watched(frame: Any, timeout: float | None = None) -> Any:
             self._note(frame)
             self._requests += 1
             try:
@@ -123,7 +123,7 @@ class LeasedChannel(aio_pika.Channel):
         self.return_callbacks.clear()
         self.close_callbacks.clear()
         self.close_callbacks.add(self._set_closed_callback)
-        self.wire.on_consumer_cancel_callbacks.clear()  # type: ignore[attr-defined]
+        self.wire.on_consumer_cancel_callbacks.clear()
 
     async def prove(self) -> None:
         """Requeue what was fetched and not acknowledged. Whatever was wrong before is told before this is answered."""

@@ -7,7 +7,9 @@ its channels ask it for nothing but ``transport``, and :class:`Line` is that.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import contextlib
+import ssl
+from typing import TYPE_CHECKING, Any, cast
 
 import aiormq
 from aiormq import exceptions as amqp
@@ -15,11 +17,12 @@ from aiormq.connection import TCPTransportFactory, TLSTransportFactory, Transpor
 from pamqp import commands as spec
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Awaitable, Callable
 
     from yarl import URL
 
+# What OpenSSL says, by version, when the answer to its greeting is not TLS.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "PACKET_LENGTH_TOO_LONG")
 # aio_pika 10.2 leaves something on the connection for each channel that it ever had.
 _CHANNELS_IN_A_LIFE = 1000
 
@@ -50,7 +53,7 @@ class _Connection(aiormq.Connection):
 
     @staticmethod
     async def _rpc(request: Any, writer: Any, frame_receiver: Any, wait_response: bool = True) -> Any:
-        return await aiormq.Connection._rpc(request, writer, _Frames(frame_receiver), wait_response)
+        return await aiormq.Connection._rpc(request, writer, cast("Any", _Frames(frame_receiver)), wait_response)
 
 
 class _Socket(TransportFactory):
@@ -60,8 +63,33 @@ class _Socket(TransportFactory):
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
-        reader, self.writer = await factory.create(url, **kwargs)
+        place = f"{url.host}:{url.port}"
+        try:
+            reader, self.writer = await factory.create(url, **kwargs)
+        except amqp.AMQPConnectionError as error:
+            if isinstance(error.__cause__, ssl.SSLError) and error.__cause__.reason in _NO_TLS:
+                raise amqp.IncompatibleProtocolError(
+                    f"the server at {place} does not use TLS there: use its TLS port, or amqp:// in place of amqps://"
+                ) from error.__cause__
+            raise
+        _check_first_byte(reader, place)
         return reader, self.writer
+
+
+def _check_first_byte(reader: Any, place: str) -> None:
+    """See that the first frame is one. aiormq would take an answer in HTTP for a frame of a gigabyte."""
+    readexactly = reader.readexactly
+
+    async def checked(size: int) -> bytes:
+        del reader.readexactly
+        data: bytes = await readexactly(size)
+        if data == b"\x15":
+            raise amqp.ProtocolSyntaxError(f"the server at {place} uses TLS: write amqps:// in place of amqp://")
+        if data not in (b"\x01", b"A"):  # a method, or the version of the protocol that it would rather speak
+            raise amqp.ProtocolSyntaxError(f"the server at {place} does not speak AMQP 0-9-1")
+        return data
+
+    reader.readexactly = checked
 
 
 class Line:
@@ -69,7 +97,7 @@ class Line:
 
     Attributes:
         loop: the event loop that it belongs to.
-        login: the task of connecting; raises why it failed.
+        connecting: the task that connects; raises why it failed.
         users: how many channels use it, those being opened included.
         sealed: takes no more channels.
         condemned: the channels on it are to be replaced as they come back.
@@ -83,8 +111,9 @@ class Line:
         self.sealed = self.condemned = False
         self.connection: aiormq.Connection | None = None
         self._socket = _Socket()
-        self.login = self.loop.create_task(self._log_in(url, tls, properties), name="pool-rabbitmq: connecting")
-        self.login.add_done_callback(lambda task: task.cancelled() or task.exception())  # maybe nobody waits any more
+        self.connecting = self.loop.create_task(self._log_in(url, tls, properties), name="pool-rabbitmq: connecting")
+        # Maybe nobody waits for it any more.
+        self.connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     @property
     def transport(self) -> Line:
@@ -93,7 +122,7 @@ class Line:
 
     async def ready(self) -> None:
         """Wait for the login."""
-        await asyncio.shield(self.login)
+        await asyncio.shield(self.connecting)
 
     async def _log_in(self, url: Callable[[], Awaitable[URL]], tls: ssl.SSLContext | None, properties: Any) -> None:
         try:
@@ -122,9 +151,9 @@ class Line:
     @property
     def is_gone(self) -> bool:
         """Whether the connection is lost. One whose login is under way is not."""
-        if not self.login.done():
+        if not self.connecting.done():
             return False
-        if self.login.cancelled() or self.login.exception() is not None:
+        if self.connecting.cancelled() or self.connecting.exception() is not None:
             return True
         assert self.connection is not None, "bug: logged in without a connection"
         assert self._socket.writer is not None, "bug: logged in without a socket"
@@ -134,7 +163,7 @@ class Line:
     def is_blocked(self) -> bool:
         """Whether the broker reads nothing from it: out of memory or disk space, it blocks those who publish."""
         unblocked = getattr(self.connection, "_Connection__connection_unblocked", None)
-        return self.login.done() and unblocked is not None and not unblocked.is_set()
+        return self.connecting.done() and unblocked is not None and not unblocked.is_set()
 
     @property
     def is_unusable(self) -> bool:
@@ -150,7 +179,8 @@ class Line:
     def drop(self) -> None:
         """Close the socket at once."""
         self.sealed = True
-        if self._socket.writer is not None:
-            self._socket.writer.transport.abort()
-        if not self.login.done() and asyncio.current_task() is not self.login:
-            self.login.cancel()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            if self._socket.writer is not None:
+                self._socket.writer.transport.abort()
+            if not self.connecting.done() and asyncio.current_task() is not self.connecting:
+                self.connecting.cancel()

@@ -29,7 +29,8 @@ _LASTING: Final = base.ErrorTable(
     ((amqp.ProbableAuthenticationError, amqp.AuthenticationError), False, f"{_SOURCE}: 403 at login"),
     ("not allowed", False, f"{_SOURCE}: 530, an unknown virtual host, or no right to use it"),
     ("limit", True, f"{_SOURCE}: 530, a limit of connections that others may give up"),
-    ((amqp.IncompatibleProtocolError, amqp.ProtocolSyntaxError), False, "not an AMQP 0-9-1 server"),
+    ((amqp.IncompatibleProtocolError, amqp.ProtocolSyntaxError), False, "not an AMQP 0-9-1 server, or TLS"),
+    ((FileNotFoundError, IsADirectoryError, PermissionError), False, "a certificate or key that cannot be read"),
     code=_reason,
 )
 _VERDICTS: Final = base.ErrorTable(
@@ -83,7 +84,7 @@ class RabbitMQChannelManager:
         """Open a channel, on a new connection where the present ones are full.
 
         Raises:
-            aiormq.exceptions.AMQPConnectionError: the broker refuses the login, or cannot be reached.
+            aiormq.exceptions.AMQPError: the broker cannot be reached, refuses the login, or is none.
         """
         settings = self._settings
         line = self._line(settings)
@@ -95,7 +96,9 @@ class RabbitMQChannelManager:
     def _line(self, settings: Settings) -> Line:
         loop, most = asyncio.get_running_loop(), settings.values.get("channels_per_connection", 100)
         self._lines = [
-            line for line in self._lines if not (line.sealed or line.is_gone or line.is_blocked or line.loop.is_closed())
+            line
+            for line in self._lines
+            if not (line.sealed or line.is_gone or line.is_blocked or line.loop.is_closed())
         ]
         for line in self._lines:
             if line.loop is loop and line.users < most:
@@ -127,11 +130,12 @@ class RabbitMQChannelManager:
     async def close(self, channel: LeasedChannel, /) -> None:
         """Close the channel, and with the last channel its connection."""
         line = channel.line
-        if channel.has_left:
+        if channel.has_left or line.is_gone or line.is_blocked:  # no answer can be expected
+            channel.abort()
             return
         if not (channel.is_unusable or channel.lasting):
             line.sealed = True  # the pool retires a sound channel, for its age or by evict(): its connection goes too
-        if line.users > 1 and not line.is_gone:
+        if line.users > 1:
             await channel.close()
         if line.users == 1:
             await line.close()
