@@ -107,9 +107,9 @@ class Link:
         return self.is_closed or self._turn.locked() or not self.in_step or bool(self._reader._buffer)  # type: ignore[attr-defined]
 
     async def ask(self, command: bytes) -> bytes:
-        """Send a command while connecting, and return the first line of its answer; ``b""`` if there is none."""
+        """Send a command while connecting, and return the first line of its answer, or what came of it."""
         self._writer.write(command)
-        return (await self._reader.readline()).removesuffix(b"\r\n")
+        return await self._reader.readline()
 
     async def close(self) -> None:
         """Close the socket, for TLS after the handshake that ends it."""

@@ -15,6 +15,9 @@ from ._settings import Settings
 # A TLS handshake that takes longer is looked into: a memcached without TLS waits for the end of a line in it.
 _TLS_PATIENCE: Final = 0.5
 _TLS_ALERT: Final = b"\x15\x03"
+# What OpenSSL says, by version, when the answer to its greeting is not TLS.
+_NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "PACKET_LENGTH_TOO_LONG")
+_NO_TLS: Final = "the server at {} does not use TLS: use its TLS port, or memcached:// in place of memcacheds://"
 
 
 class LoginRefused(ConnectionError):
@@ -120,8 +123,12 @@ async def _open(settings: dict[str, Any], place: str) -> Link:
     try:
         await asyncio.wait({opening}, timeout=_TLS_PATIENCE)
         if not opening.done() and await _answers_plain_text(host, port, path):
-            raise WrongServer(f"{place} does not use TLS: use its TLS port, or memcached:// in place of memcacheds://")
+            raise WrongServer(_NO_TLS.format(place))
         return await asyncio.shield(opening)
+    except ssl.SSLError as error:
+        if error.reason in _NOT_TLS:
+            raise WrongServer(_NO_TLS.format(place)) from error
+        raise
     except BaseException:
         opening.cancel()
         opening.add_done_callback(_drop)
@@ -153,17 +160,17 @@ async def _shake_hands(link: Link, user: str | None, password: str | None, place
         if user is None:
             raise LoginRefused(f"{place} asks for a user and a password: give both")
         words = f"{user} {password}".encode()
-        if await link.ask(b"set auth 0 0 %d\r\n%b\r\n" % (len(words), words)) != b"STORED":
+        if await link.ask(b"set auth 0 0 %d\r\n%b\r\n" % (len(words), words)) != b"STORED\r\n":
             raise LoginRefused(f"{place} refused the user and the password: correct them")
     elif answer.startswith(b"VERSION "):
         # Here the words of a login would be stored, for everybody to read.
         if user is not None:
             raise LoginRefused(f"{place} asks for no user and password: leave them out, or start it with -Y")
-    elif not answer:
-        raise ConnectionResetError(f"the server at {place} closed the connection")
     elif b"Too many open connections" in answer:
         raise ConnectionRefusedError(f"{place} is at its limit of connections: raise it (-c), or lower max_size")
     elif answer.startswith(_TLS_ALERT):
         raise WrongServer(f"the server at {place} uses TLS: write memcacheds:// in place of memcached://")
+    elif not answer.endswith(b"\n"):
+        raise ConnectionResetError(f"the server at {place} closed the connection")
     else:
         raise WrongServer(f"the server at {place} is not a memcached: it does not answer to the command version")
