@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from pool_core import ConnectError, Pool
-from pool_core.testing import acancel_everywhere
 from pool_core.testing import Injector as Inject
+from pool_core.testing import acancel_everywhere
 from pool_memcached import LoginRefused, MemcachedConnectionManager, WrongServer
 
 from containers.servers import Server, ServerFactory

@@ -8,8 +8,10 @@ import aio_pika
 import pytest
 from aio_pika import Message
 from aiormq import exceptions as amqp
+from pamqp import commands as spec
 from pool_core import CloseReason
-from pool_rabbitmq import LeasedChannel
+from pool_core.testing import FaultProxy
+from pool_rabbitmq import LeasedChannel, RabbitMQChannelManager
 from rabbitmq_broker import pool_of, queue, until, waiting
 
 from containers.servers import Server
@@ -56,9 +58,10 @@ def test_messages_that_were_fetched_and_not_acknowledged_go_back(broker: Server,
     async def main() -> None:
         async with pool_of(broker, max_size=1) as pool, queue(pool, b"one", b"two", b"three") as name:
             async with pool.get() as channel:
-                kept = await channel.get_queue(name)
-                await (await kept.get()).ack()
-                assert (await kept.get()).body == b"two"
+                await (await (await channel.get_queue(name)).get()).ack()
+            async with pool.get() as channel:
+                assert await waiting(channel, name) == 2
+                assert (await (await channel.get_queue(name)).get()).body == b"two"
                 assert await waiting(channel, name) == 1
             async with pool.get() as channel:
                 assert await waiting(channel, name) == 2
@@ -247,10 +250,13 @@ def test_a_mistake_that_is_told_late_is_not_told_to_the_next_borrower(broker: Se
 
 
 def test_an_unroutable_message_costs_nothing(broker: Server, run: Any) -> None:
-    """It is returned, or raised with on_return_raises; the confirm that follows disturbs nobody."""
+    """It is returned, or raised with on_return_raises; the confirm that follows, maybe later, disturbs nobody."""
 
     async def main() -> None:
-        async with pool_of(broker, {"on_return_raises": True}, max_size=1) as pool, queue(pool) as name:
+        proxy = FaultProxy(broker.host, broker.port)
+        options = {"on_return_raises": True, "host": proxy.host, "port": proxy.port}
+        async with pool_of(broker, options, max_size=1) as pool, queue(pool) as name:
+            proxy.trickle(delay=0.001, size=20)
             for _ in range(3):
                 with pytest.raises(aio_pika.exceptions.DeliveryError):
                     async with pool.get() as channel:
@@ -258,6 +264,29 @@ def test_an_unroutable_message_costs_nothing(broker: Server, run: Any) -> None:
                 async with pool.get() as channel:
                     await echo(channel, name)
             assert pool.created == 1
+            proxy.heal()
+        proxy.close()
+
+    run(main())
+
+
+def test_a_channel_that_the_broker_closes_is_broken_from_the_first_moment(broker: Server, run: Any) -> None:
+    """aiormq needs several turns of the event loop to close its side; a waiter must not get the channel meanwhile."""
+
+    async def main() -> None:
+        manager = RabbitMQChannelManager(broker.url)
+        channel = await manager.connect()
+        wire: Any = await channel.get_underlay_channel()
+        assert manager.has_broken(channel) is False
+        wire.frames.put_nowait((0, spec.Channel.Close(reply_code=406, reply_text="late", class_id=0, method_id=0)))
+        turns = 0
+        while not channel.is_closed:
+            assert manager.has_broken(channel) is True
+            await asyncio.sleep(0)
+            turns += 1
+        assert manager.has_broken(channel) is True
+        assert turns > 2
+        manager.terminate(channel)
 
     run(main())
 

@@ -39,6 +39,10 @@ EXTRAS = {
     "mongodb": "mongo",
     "mongodb+srv": "mongo",
     "sqlite": "sqlite",
+    "memcached": "memcached",
+    "memcacheds": "memcached",
+    "amqp": "rabbitmq",
+    "amqps": "rabbitmq",
 }
 """What to install for a scheme that nobody claims: the extras of pool-core, by scheme."""
 
