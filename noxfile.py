@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from containers import support  # noqa: E402 - nox does not put this folder into the path
 
 PACKAGES = ["pool-core", "pool-sqlite", "pool-postgres", "pool-redis", "pool-mysql", "pool-mongo"]
+PACKAGES += ["pool-memcached", "pool-rabbitmq"]
 ADAPTERS = PACKAGES[1:]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 FLOOR, NEWEST = PYTHONS[0], PYTHONS[-1]
@@ -37,6 +38,8 @@ SERVERS = {
     "redis": ["redis:8", "redis:7", "valkey:9"],
     "mysql": ["mysql:9", "mariadb:10.11"],
     "mongo": ["mongo:7"],
+    "memcached": ["memcached:1"],
+    "rabbitmq": ["rabbitmq:4"],
 }
 WITH_SERVERS = [adapter for adapter in SERVERS if any(SERVERS[adapter])]
 EXTRAS = {"pool-mongo": "[motor]"}  # that their tests need

@@ -7,7 +7,7 @@ import importlib.resources
 import pool_sqlite
 from pool_core import Pool
 
-ADAPTERS = ("pool_postgres", "pool_redis", "pool_mysql", "pool_mongo", "pool_sqlite")
+ADAPTERS = ("pool_postgres", "pool_redis", "pool_mysql", "pool_mongo", "pool_sqlite", "pool_memcached", "pool_rabbitmq")
 
 
 async def main() -> None:

@@ -13,7 +13,7 @@ import pytest
 from pool_core import ConnectError, Pool
 from pool_core.testing import Injector as Inject
 from pool_core.testing import acancel_everywhere
-from pool_memcached import LoginRefused, MemcachedConnectionManager, WrongServer
+from pool_memcached import LoginRefusedError, MemcachedConnectionManager, WrongServerError
 
 from containers.servers import Server, ServerFactory
 
@@ -140,7 +140,7 @@ def test_a_login_that_is_refused_fails_at_once(guarded: Server, options: Any, wo
     async def main() -> None:
         manager = MemcachedConnectionManager(host=guarded.host, port=guarded.port, **options)
         error = await failure_of(manager)
-        assert isinstance(error, LoginRefused)
+        assert isinstance(error, LoginRefusedError)
         assert words in str(error)
         async with Pool(manager, error_sink=lambda _: None) as pool:
             with pytest.raises(ConnectError, match=words):
@@ -158,7 +158,7 @@ def test_a_password_is_not_stored_where_no_login_is_asked_for(memcached: Server,
         before = await client.stats()
         manager = MemcachedConnectionManager(memcached.url, user="pool", password=PASSWORD)
         error = await failure_of(manager)
-        assert isinstance(error, LoginRefused)
+        assert isinstance(error, LoginRefusedError)
         assert "leave them out" in str(error)
         assert (await client.stats())[b"cmd_set"] == before[b"cmd_set"]
         await plain.close(client)
@@ -225,7 +225,7 @@ def test_tls_to_a_plain_port_is_named(memcached: Server, run: Any) -> None:
     async def main() -> None:
         manager = MemcachedConnectionManager(f"memcacheds://pool:{PASSWORD}@127.0.0.1:{memcached.port}")
         error = await failure_of(manager)
-        assert isinstance(error, WrongServer)
+        assert isinstance(error, WrongServerError)
         assert "does not use TLS" in str(error)
         assert manager.is_transient(error) is False
 
@@ -250,9 +250,9 @@ def test_a_slow_tls_server_is_waited_for(run: Any) -> None:
 @pytest.mark.parametrize(
     ("answer", "kind", "words", "transient"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", WrongServer, "not a memcached", False),
-        (b"-ERR unknown command 'version'\r\n", WrongServer, "not a memcached", False),
-        (b"\x15\x03\x03\x00\x02\x02\x46", WrongServer, "write memcacheds://", False),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", WrongServerError, "not a memcached", False),
+        (b"-ERR unknown command 'version'\r\n", WrongServerError, "not a memcached", False),
+        (b"\x15\x03\x03\x00\x02\x02\x46", WrongServerError, "write memcacheds://", False),
         (b"ERROR Too many open connections\r\n", ConnectionRefusedError, "limit", True),
         (b"", ConnectionResetError, "closed", True),
         (b"VERS", ConnectionResetError, "closed", True),

@@ -1,6 +1,6 @@
 """memcached for pool_core, on aiomcache's client."""
 
 from ._driver import LeasedMemcached
-from ._manager import LoginRefused, MemcachedConnectionManager, WrongServer
+from ._manager import LoginRefusedError, MemcachedConnectionManager, WrongServerError
 
-__all__ = ["LeasedMemcached", "LoginRefused", "MemcachedConnectionManager", "WrongServer"]
+__all__ = ["LeasedMemcached", "LoginRefusedError", "MemcachedConnectionManager", "WrongServerError"]

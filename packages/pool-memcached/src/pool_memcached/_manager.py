@@ -17,20 +17,19 @@ _TLS_PATIENCE: Final = 0.5
 _TLS_ALERT: Final = b"\x15\x03"
 # What OpenSSL says, by version, when the answer to its greeting is not TLS.
 _NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "PACKET_LENGTH_TOO_LONG")
-_NO_TLS: Final = "the server at {} does not use TLS: use its TLS port, or memcached:// in place of memcacheds://"
 
 
-class LoginRefused(ConnectionError):
+class LoginRefusedError(ConnectionError):
     """memcached asks for a user and a password, or the given ones are wrong, or it knows no login at all."""
 
 
-class WrongServer(ConnectionError):
+class WrongServerError(ConnectionError):
     """The server there is not a memcached, or one without TLS."""
 
 
 _LASTING: Final = base.ErrorTable(
-    (LoginRefused, False, "a person must correct the password; doc/protocol.txt, Authentication"),
-    (WrongServer, False, "a person must correct the address"),
+    (LoginRefusedError, False, "a person must correct the password; doc/protocol.txt, Authentication"),
+    (WrongServerError, False, "a person must correct the address"),
 )
 _VERDICTS: Final = base.ErrorTable(
     (ConnectionError, Verdict.CLOSE, "the link has closed the connection"),
@@ -76,7 +75,7 @@ class MemcachedConnectionManager:
         """Open one connection, log in, and ask for the server's version.
 
         Raises:
-            LoginRefused, WrongServer: see there.
+            LoginRefusedError, WrongServerError: see there.
             OSError: the server cannot be reached.
         """
         place = self._settings.place()
@@ -123,16 +122,20 @@ async def _open(settings: dict[str, Any], place: str) -> Link:
     try:
         await asyncio.wait({opening}, timeout=_TLS_PATIENCE)
         if not opening.done() and await _answers_plain_text(host, port, path):
-            raise WrongServer(_NO_TLS.format(place))
+            raise _without_tls(place)
         return await asyncio.shield(opening)
     except ssl.SSLError as error:
         if error.reason in _NOT_TLS:
-            raise WrongServer(_NO_TLS.format(place)) from error
+            raise _without_tls(place) from error
         raise
     except BaseException:
         opening.cancel()
         opening.add_done_callback(_drop)
         raise
+
+
+def _without_tls(place: str) -> Exception:
+    return WrongServerError(f"{place} does not use TLS: use its TLS port, or memcached:// in place of memcacheds://")
 
 
 def _drop(opening: asyncio.Future[Link]) -> None:
@@ -158,19 +161,19 @@ async def _shake_hands(link: Link, user: str | None, password: str | None, place
     answer = await link.ask(b"version\r\n")
     if b"unauthenticated" in answer:
         if user is None:
-            raise LoginRefused(f"{place} asks for a user and a password: give both")
+            raise LoginRefusedError(f"{place} asks for a user and a password: give both")
         words = f"{user} {password}".encode()
         if await link.ask(b"set auth 0 0 %d\r\n%b\r\n" % (len(words), words)) != b"STORED\r\n":
-            raise LoginRefused(f"{place} refused the user and the password: correct them")
+            raise LoginRefusedError(f"{place} refused the user and the password: correct them")
     elif answer.startswith(b"VERSION "):
         # Here the words of a login would be stored, for everybody to read.
         if user is not None:
-            raise LoginRefused(f"{place} asks for no user and password: leave them out, or start it with -Y")
+            raise LoginRefusedError(f"{place} asks for no user and password: leave them out, or start it with -Y")
     elif b"Too many open connections" in answer:
         raise ConnectionRefusedError(f"{place} is at its limit of connections: raise it (-c), or lower max_size")
     elif answer.startswith(_TLS_ALERT):
-        raise WrongServer(f"the server at {place} uses TLS: write memcacheds:// in place of memcached://")
+        raise WrongServerError(f"the server at {place} uses TLS: write memcacheds:// in place of memcached://")
     elif not answer.endswith(b"\n"):
         raise ConnectionResetError(f"the server at {place} closed the connection")
     else:
-        raise WrongServer(f"the server at {place} is not a memcached: it does not answer to the command version")
+        raise WrongServerError(f"the server at {place} is not a memcached: it does not answer to the command version")
