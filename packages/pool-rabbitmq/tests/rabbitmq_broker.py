@@ -72,7 +72,9 @@ async def queue(pool: Channels, *bodies: bytes) -> AsyncIterator[str]:
     try:
         yield name
     finally:
-        own = own if not manager.has_broken(own) else await manager.connect()
+        if manager.has_broken(own):
+            manager.terminate(own)
+            own = await manager.connect()
         await own.queue_delete(name)
         await manager.close(own)
 
