@@ -73,14 +73,15 @@ def test_a_server_killed_under_a_borrower_costs_its_lease(own: Server, run: Any)
 
     async def main() -> None:
         async with quiet(MemcachedConnectionManager(own.url), max_size=1) as pool:
+            waiters: list[asyncio.Task[None]] = []
             with pytest.raises(ConnectionResetError):
                 async with pool.get() as client:
                     await client.set(b"key", b"value")
-                    waiter = asyncio.create_task(echo(pool))
+                    waiters.append(asyncio.create_task(echo(pool)))
                     await asyncio.to_thread(own.kill)
                     await client.get(b"key")
             await asyncio.to_thread(own.start)
-            await waiter
+            await asyncio.gather(*waiters)
 
     run(main())
 
