@@ -184,13 +184,15 @@ def test_a_prefetch_of_the_manager_stays(broker: Server, run: Any) -> None:
     run(main())
 
 
-def test_an_exclusive_queue_ends_with_its_lease(broker: Server, run: Any) -> None:
+@pytest.mark.parametrize("nowait", [False, True])
+def test_an_exclusive_queue_ends_with_its_lease(broker: Server, nowait: bool, run: Any) -> None:
     """It belongs to the connection, so that is replaced, with all channels on it as they come back."""
 
     async def main() -> None:
         async with pool_of(broker, max_size=3, min_idle=2) as pool:
             async with pool.get() as channel, pool.get() as bystander:
-                await channel.declare_queue("mine", exclusive=True)
+                wire: Any = await channel.get_underlay_channel()
+                await wire.queue_declare("mine", exclusive=True, nowait=nowait)
                 await bystander.flow(True)  # goes on working
             await pool.settled()
 

@@ -92,6 +92,9 @@ class Conformance(ManagerConformance[LeasedChannel]):
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.sleep(0)
 
+    async def late_error(self, conn: LeasedChannel) -> None:
+        await (await conn.get_underlay_channel()).basic_ack(77)
+
     async def server_kill(self, conn: LeasedChannel) -> None:
         await rabbitmqctl(self.broker, "close_all_connections", "conformance")
 

@@ -113,6 +113,7 @@ def test_a_bad_option_is_refused(options: dict[str, Any], error: type[Exception]
     [
         (ProbableAuthenticationError("ACCESS_REFUSED"), False),
         (ConnectionNotAllowed("NOT_ALLOWED - vhost nowhere not found"), False),
+        (ConnectionNotAllowed("NOT_ALLOWED - vhost limit not found"), False),
         (ConnectionNotAllowed("NOT_ALLOWED - access refused: vhost connection limit (2) is reached"), True),
         (AMQPConnectionError(111, "Connect call failed"), True),
         (FileNotFoundError("ca.pem"), False),

@@ -94,9 +94,9 @@ class LeasedChannel(aio_pika.Channel):
     def _note(self, frame: Any) -> None:
         if isinstance(frame, _LASTING):
             self.lasting = True
-        elif isinstance(frame, spec.Basic.Get) or getattr(frame, "nowait", False):
+        if isinstance(frame, spec.Basic.Get) or getattr(frame, "nowait", False):
             self.unproven = True
-        elif isinstance(frame, spec.Queue.Declare) and frame.exclusive:
+        if isinstance(frame, spec.Queue.Declare) and frame.exclusive:
             # The queue lives as long as the connection, and every channel on it can use it.
             self.line.sealed = self.line.condemned = True
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def _reason(exc: BaseException) -> str | None:
     """The broker's code 530 stands for several things."""
     if isinstance(exc, amqp.ConnectionNotAllowed):
-        return "limit" if "limit" in str(exc) else "not allowed"
+        return "limit" if "is reached" in str(exc) else "not allowed"
     return None
 
 
