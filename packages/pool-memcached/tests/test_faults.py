@@ -50,7 +50,7 @@ def test_many_tasks_share_few_connections(memcached: Server, run: Any) -> None:
 
 
 def test_waiters_are_served_when_the_server_is_back(own: Server, run: Any) -> None:
-    """Killed and started again: idle connections are not lent, and two hundred waiters are served."""
+    """Killed and started again: no idle connection is handed off, and two hundred waiters are served."""
 
     async def main() -> None:
         async with quiet(MemcachedConnectionManager(own.url), max_size=5, min_idle=5) as pool:

@@ -27,6 +27,7 @@ async def rabbitmqctl(broker: Server, *words: str) -> str:
 class Channels(Pool[LeasedChannel]):
     """A pool that remembers what was reported to it."""
 
+    broker: Server
     manager: RabbitMQChannelManager
     errors: list[BaseException]
 
@@ -56,15 +57,15 @@ async def pool_of(broker: Server, options: dict[str, Any] | None = None, **pool:
     manager = RabbitMQChannelManager(broker.url, **(options or {}))
     errors: list[BaseException] = []
     async with Channels(manager, error_sink=errors.append, **pool) as opened:
-        opened.errors, opened.manager = errors, manager
+        opened.errors, opened.manager, opened.broker = errors, manager, broker
         yield opened
 
 
 @contextlib.asynccontextmanager
 async def queue(pool: Channels, *bodies: bytes) -> AsyncIterator[str]:
-    """A queue with these messages; deleted at the end. Its name is new."""
+    """A queue with these messages, made and deleted over a connection of its own. Its name is new."""
     name = f"test-{next(_numbers)}"
-    manager = pool.manager
+    manager = RabbitMQChannelManager(pool.broker.url)
     own = await manager.connect()
     await own.declare_queue(name, durable=True)
     for body in bodies:

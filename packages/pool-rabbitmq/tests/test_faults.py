@@ -27,7 +27,7 @@ def own(server: ServerFactory) -> Iterator[Server]:
 
 
 def test_a_lost_connection_is_seen_by_all_its_channels(own: Server, run: Any) -> None:
-    """The broker closes it: idle channels are not lent, the lent one fails, and its waiter gets another."""
+    """The broker closes it: no idle channel is handed off, the one in use fails, and its waiter gets another."""
 
     async def main() -> None:
         async with pool_of(own, max_size=4, min_idle=4) as pool, queue(pool) as name:
@@ -184,6 +184,72 @@ def test_a_cut_connection_wakes_everybody_on_it(broker: Server, run: Any) -> Non
             for error in await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5):
                 assert isinstance(error, LOST), repr(error)
             await asyncio.wait_for(third, 5)
+        proxy.close()
+
+    run(main())
+
+
+@pytest.mark.cancellation
+def test_a_cancelled_request_comes_back_though_the_broker_reads_nothing(broker: Server, run: Any) -> None:
+    """aiormq sends a last frame for a cancelled request, and would wait for room in its queue for ever."""
+
+    async def main() -> None:
+        proxy = FaultProxy(broker.host, broker.port)
+        options = {"host": proxy.host, "port": proxy.port}
+        async with pool_of(broker, options, max_size=30, min_idle=30, close_timeout=0.3) as pool:
+            publishers: list[asyncio.Task[None]] = []
+
+            async def publish() -> None:
+                async with pool.get() as channel:
+                    await channel.default_exchange.publish(Message(bytes(1_000_000)), "no such queue")
+
+            async with pool.get() as channel:
+                proxy.freeze("to_server")
+                publishers += [asyncio.create_task(publish()) for _ in range(29)]
+                # Until their frames fill the socket's buffer and then aiormq's queue.
+                queue_: Any = channel.line.connection and channel.line.connection.write_queue
+                async with asyncio.timeout(5):
+                    while not queue_.full():
+                        await asyncio.sleep(0.01)
+                began = time.monotonic()
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        await channel.flow(True)
+                assert time.monotonic() - began < 1
+            for task in publishers:
+                task.cancel()
+            await asyncio.wait_for(asyncio.gather(*publishers, return_exceptions=True), 1)
+            began = time.monotonic()
+        assert time.monotonic() - began < 5
+        proxy.close()
+
+    run(main())
+
+
+@pytest.mark.cancellation
+def test_a_cancelled_consumer_comes_back_though_the_broker_hangs(broker: Server, run: Any) -> None:
+    """aio_pika ends its iterator with a request, and would wait for the answer for ever."""
+
+    async def main() -> None:
+        proxy = FaultProxy(broker.host, broker.port)
+        options = {"host": proxy.host, "port": proxy.port}
+        async with pool_of(broker, options, max_size=1, close_timeout=0.3) as pool, queue(pool) as name:
+
+            async def consume() -> None:
+                async with pool.get() as channel, (await channel.get_queue(name)).iterator() as messages:
+                    async for _ in messages:
+                        raise AssertionError("there is no message")
+
+            consumer = asyncio.create_task(consume())
+            await asyncio.sleep(0.1)
+            proxy.freeze()
+            consumer.cancel()
+            began = time.monotonic()
+            await asyncio.wait({consumer}, timeout=10)
+            assert consumer.cancelled()
+            assert time.monotonic() - began < 2
+            proxy.reset()
+            proxy.heal()
         proxy.close()
 
     run(main())

@@ -26,6 +26,8 @@ _LASTING: Final = (spec.Basic.Qos, spec.Basic.Consume, spec.Tx.Select, spec.Conf
 # Sent without an answer; what is wrong with them is told later, by closing the channel.
 _UNANSWERED: Final = frozenset(map(_id, (spec.Basic.Ack, spec.Basic.Nack, spec.Basic.Reject)))
 _PUBLISH: Final = _id(spec.Basic.Publish)
+_PATIENCE: Final = 1.0  # seconds
+_CLOSE: Final = _id(spec.Channel.Close)
 
 
 class _Outbox:
@@ -38,12 +40,30 @@ class _Outbox:
         method = frame.payload[7:11]
         if method in _UNANSWERED or (method == _PUBLISH and not self._channel.publisher_confirms):
             self._channel.unproven = True
+        elif method == _CLOSE and self._queue.full():
+            # aiormq sends this before it lets a cancelled request end. While the broker reads nothing it would wait
+            # here for ever: so leave it out, and give up the connection.
+            self._channel.line.sealed = self._channel.line.condemned = True
+            return
         await self._queue.put(frame)
 
     def put_nowait(self, frame: ChannelFrame) -> None:
         """Send what aiormq sends only when the broker has closed the channel: the answer to that."""
         self._channel.spoiled = True
         self._queue.put_nowait(frame)
+
+
+class _QueueIterator(aio_pika.queue.QueueIterator):
+    async def close(self) -> None:
+        # A cancelled consumer waits here for the broker's answer, for ever if the broker hangs. Without an answer aiormq
+        # closes the channel, which ends the consumer too.
+        async with asyncio.timeout(_PATIENCE):
+            await super().close()
+
+
+class _Queue(aio_pika.Queue):
+    def iterator(self, **kwargs: Any) -> _QueueIterator:
+        return _QueueIterator(self, **kwargs)
 
 
 class LeasedChannel(aio_pika.Channel):
@@ -55,6 +75,8 @@ class LeasedChannel(aio_pika.Channel):
         lasting: has state that only closing it takes away: a consumer, a prefetch, a transaction.
         unproven: something was sent whose failure would show later, or a message was fetched and maybe not acknowledged.
     """
+
+    QUEUE_CLASS = _Queue
 
     line: Line
     wire: aiormq.abc.AbstractChannel
@@ -115,14 +137,15 @@ class LeasedChannel(aio_pika.Channel):
             or self.line.is_unusable
             or wire.frames.qsize()
             or wire.rpc_frames.qsize()
-            or any(not isinstance(confirmation, Returning) for confirmation in wire.confirmations.values())
+            or (wire.confirmations and any(not isinstance(one, Returning) for one in wire.confirmations.values()))
         )
 
     def forget_callbacks(self) -> None:
         """Remove the callbacks that a borrower has registered."""
         self.return_callbacks.clear()
-        self.close_callbacks.clear()
-        self.close_callbacks.add(self._set_closed_callback)
+        if len(self.close_callbacks) > 1:
+            self.close_callbacks.clear()
+            self.close_callbacks.add(self._set_closed_callback)
         self.wire.on_consumer_cancel_callbacks.clear()
 
     async def prove(self) -> None:
