@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from . import _messages as messages
 from ._calls import connect_error
 from ._deadlock import count_blocked_holders
-from ._errors import ConnectError, PoolClosed, PoolError, PoolTimeout
+from ._errors import ConnectError, PoolClosed, PoolDeadlock, PoolError, PoolTimeout
 from ._hooks import text
 from ._slot import DISCARD, RAISED, UNUSED, Slot, Waiter
 
@@ -140,6 +140,7 @@ class Gets(Generic[C]):
                 shell.last_turn()
         if not accepted:
             self._counters.gets_failed += 1
+            self._counters.gets_overloaded += 1
             raise messages.overloaded(state)
         self._counters.waiting += 1
         return waiter
@@ -162,6 +163,10 @@ class Gets(Generic[C]):
                 if not waiter.direct:
                     counters.gets_waited += 1
                     counters.wait_time += waited
+                    if answer.uses == 1:
+                        counters.gets_connected += 1
+                else:
+                    counters.gets_validated += 1
                 if self._state.observed:
                     self._observe(answer, waited)
                 return answer
@@ -169,7 +174,10 @@ class Gets(Generic[C]):
         if isinstance(answer, messages.Picture):
             raise self._timed_out(answer, self._shell.now() - waiter.started, waiter.limit)
         counters.gets_failed += 1
-        raise self._refusal(cast("Failure", answer))
+        failure = cast("Failure", answer)
+        if isinstance(failure.error, PoolDeadlock):
+            counters.gets_deadlocked += 1
+        raise self._refusal(failure)
 
     def found_broken(self, slot: Slot[C], error: BaseException | None = None) -> None:
         """The warm path took it out to lend it, and it is broken."""
@@ -328,6 +336,7 @@ class Gets(Generic[C]):
     def _timed_out(self, seen: Picture, waited: float, limit: float) -> PoolTimeout:
         shell = self._shell
         self._counters.gets_timed_out += 1
+        self._counters.timeouts[seen.phase] += 1
         if shell.hooks.listeners:
             shell.hooks.emit(shell.events().TimedOut(limit))
             shell.turn()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from ._config import PoolConfig, PoolOptions, check_names, check_timeout
 from ._errors import BrokenConnection, PoolFull
 from ._lease import DedicatedConnection, PooledConnection
+from ._look import holders
 from ._messages import label, numbers
 from ._shell import Shell
 
@@ -265,9 +266,12 @@ class Pool(Generic[C]):
         return self._state.snapshot()
 
     def holders(self) -> list[Holder]:
-        """Who holds what, and how long; the longest first."""
+        """Who holds what, and how long; the longest first. May be called from any thread.
+
+        A holder is named by its task: name tasks with ``asyncio.current_task().set_name("report")``.
+        """
         self._shell.life.check_fork()
-        return sorted(self._shell.holders(), key=lambda holder: -holder.held)
+        return holders(self._state, self._shell.now()) if self._state.slots else []
 
     def __repr__(self) -> str:
         shell = self._shell

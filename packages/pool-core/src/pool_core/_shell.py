@@ -24,7 +24,7 @@ from ._lifecycle import Lifecycle, Outcome
 from ._manager import Verdict
 from ._slot import BROKEN, DISCARD, Approval, Order, Slot
 from ._state import PoolState
-from ._statistics import CloseReason, Holder
+from ._statistics import CloseReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -435,15 +435,6 @@ class Shell(Generic[C]):
         # Judged before anything changes: a predicate that raises leaves the pool as it was.
         chosen = None if predicate is None else {slot for slot in list(slots) if predicate(slot.conn)}
         return self.event(self.state.evict, chosen, self.now())
-
-    def holders(self) -> list[Holder]:
-        """Who holds what, and how long."""
-        now = self.now() if self.state.slots else 0.0
-        return [
-            Holder(slot.id, slot.holder.get_name(), max(0.0, now - slot.stamp), slot.stack)
-            for slot in self.state.slots
-            if slot.holder is not None
-        ]
 
     def listen(self, listener: Callable[[Event], object]) -> Callable[[], None]:
         """Tell one more listener from now on, until what is returned is called."""

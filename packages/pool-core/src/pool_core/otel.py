@@ -15,17 +15,16 @@ except ImportError as error:
     _MISSING = 'pool_core.otel needs opentelemetry-api: pip install "pool-core[otel]"'
     raise ImportError(_MISSING) from error
 
-from ._metrics import BUCKETS, COUNT, GAUGES, HISTOGRAMS, POOL_NAME, STATE, TIMEOUTS, Watched, counts, duration, watch
+from ._metrics import BUCKETS, HISTOGRAMS, OBSERVED, POOL_NAME, Watched, duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from opentelemetry.metrics import CallbackOptions
 
-    from ._config import PoolConfig
     from ._events import Event
+    from ._metrics import Observed
     from ._pool import Pool
-    from ._statistics import State
 
 __all__ = ["instrument"]
 
@@ -35,28 +34,31 @@ def instrument(
 ) -> Callable[[], None]:
     """Report a pool's metrics until it is garbage-collected, or until the returned function is called.
 
-    ``db.client.connection.`` ``count`` (by state: idle, used), ``idle.max``, ``idle.min``, ``max``,
-    ``pending_requests`` and ``timeouts`` are read from ``pool.state()``; ``create_time``, ``wait_time`` and ``use_time``
-    are histograms in seconds. Each has the attribute ``db.client.connection.pool.name``, the pool's option ``name``.
-    Used is every connection that holds a place of ``max_size`` and cannot be lent at once: lent ones, and those that
-    are being tested, wiped or closed.
+    docs/metrics.md lists the metrics. All but three are read from the pool when they are collected, so that nothing that
+    happened before this call is missing; ``create_time``, ``wait_time`` and ``use_time`` are histograms in seconds that
+    begin with this call. Each metric has the attribute ``db.client.connection.pool.name``, the pool's option ``name``.
+
+    Call it before or after the pool is opened, and as often as the pool is opened: a second call for the same pool
+    replaces the first. A new pool may take the name of a closed one, and its counters go on from there.
 
     Args:
-        pool: Open or not yet. Call this where the pool is used: on its event loop, or before it is opened.
+        pool: The pool. If it is open, call this on its event loop.
         meter_provider: None: the global one; set that up first.
-        histograms: False: without the three histograms. Then gets and returns cost nothing more; with them each pair
-            costs some ten microseconds.
+        histograms: False: without the three histograms. Then a get and its return cost nothing more; with them each
+            pair costs some ten microseconds.
 
     Returns:
         A function that ends the reporting. A second call does nothing.
 
     Raises:
-        ValueError: a pool of that name is reported to this provider already.
+        ValueError: another pool of that name is reported to this provider and is not closed.
+        TypeError: it is not a Pool.
+        WrongEventLoop: with histograms, the pool is open on another event loop.
     """
     provider = get_meter_provider() if meter_provider is None else meter_provider
     if (exporter := _exporters.get(provider)) is None:
         exporter = _exporters[provider] = _Exporter(provider)
-    return watch(exporter.watched, pool, exporter.listener(pool.config.name) if histograms else None)
+    return exporter.watched.add(pool, exporter.listener if histograms else None)
 
 
 class _Exporter:
@@ -65,13 +67,14 @@ class _Exporter:
     def __init__(self, provider: MeterProvider) -> None:
         self.watched = Watched()
         meter = provider.get_meter("pool_core")
-        meter.create_observable_up_down_counter(COUNT.name, [self._counts], COUNT.unit, COUNT.description)
-        for metric, read in GAUGES:
-            meter.create_observable_up_down_counter(
-                metric.name, [self._callback(read)], metric.unit, metric.description
-            )
-        timeouts = self._callback(lambda _, state: state.statistics.gets_timed_out)
-        meter.create_observable_counter(TIMEOUTS.name, [timeouts], TIMEOUTS.unit, TIMEOUTS.description)
+        make = {
+            "counter": meter.create_observable_counter,
+            "updowncounter": meter.create_observable_up_down_counter,
+            "gauge": meter.create_observable_gauge,
+        }
+        for observed in OBSERVED:
+            metric = observed.metric
+            make[observed.kind](metric.name, [self._callback(observed)], metric.unit, metric.description)
         self._record = {
             metric: meter.create_histogram(
                 metric.name, metric.unit, metric.description, explicit_bucket_boundaries_advisory=BUCKETS
@@ -90,18 +93,17 @@ class _Exporter:
 
         return listen
 
-    def _callback(self, read: Callable[[PoolConfig, State], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def _callback(self, observed: Observed) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        by = observed.by
+
         def observe(_: CallbackOptions) -> Iterable[Observation]:
-            return [Observation(read(config, state), {POOL_NAME: name}) for name, config, state in self.watched]
+            return [
+                Observation(value, {POOL_NAME: name} if by is None else {POOL_NAME: name, by: which})
+                for name, reading in self.watched
+                for which, value in observed.values(reading).items()
+            ]
 
         return observe
-
-    def _counts(self, _: CallbackOptions) -> Iterable[Observation]:
-        return [
-            Observation(count, {POOL_NAME: name, STATE: which})
-            for name, _config, state in self.watched
-            for which, count in counts(state)
-        ]
 
 
 _exporters: WeakKeyDictionary[MeterProvider, _Exporter] = WeakKeyDictionary()
