@@ -16,7 +16,7 @@ from . import _messages as messages
 from ._calls import connect_error
 from ._deadlock import count_blocked_holders
 from ._errors import ConnectError, PoolClosed, PoolDeadlock, PoolError, PoolTimeout
-from ._hooks import text
+from ._hooks import DEBUG, text
 from ._slot import DISCARD, RAISED, UNUSED, Slot, Waiter
 
 if TYPE_CHECKING:
@@ -248,8 +248,13 @@ class Gets(Generic[C]):
         shell = self._shell
         if shell.stacks:
             slot.stack = messages.stack()
+        if shell.logs_gets:
+            message = "connection #%d acquired by %s, waited %.3g s"
+            name = slot.holder.get_name() if slot.holder is not None else "no task"
+            shell.hooks.note(DEBUG, message, slot.id, name, waited, connection_id=slot.id, seconds=waited)
         if shell.hooks.listeners:
             shell.hooks.emit(shell.events().CheckedOut(slot.id, waited))
+        if shell.hooks.waiting:
             shell.hooks.tell()
             if slot not in self._state.slots:  # a listener has closed the pool
                 raise self._life.closed_error()
@@ -283,7 +288,7 @@ class Gets(Generic[C]):
             if not ready.done():
                 ready.set_result(None)
             elif error is not None and not isinstance(error, asyncio.CancelledError):  # its get has gone
-                shell.hooks.report(error, f"on_checkout of connection #{slot.id} failed")
+                shell.hooks.report(error, f"on_checkout of connection #{slot.id} failed", connection_id=slot.id)
 
         call = shell.calls.start(ready, shell.calls.prepare(slot.conn), "on_checkout", left, done)
         try:
@@ -337,8 +342,12 @@ class Gets(Generic[C]):
         shell = self._shell
         self._counters.gets_timed_out += 1
         self._counters.timeouts[seen.phase] += 1
+        if shell.logs_gets:
+            message = "a get timed out after %.3g s (phase %s)"
+            shell.hooks.note(DEBUG, message, waited, seen.phase, phase=seen.phase, seconds=waited)
         if shell.hooks.listeners:
             shell.hooks.emit(shell.events().TimedOut(limit))
+        if shell.hooks.waiting:
             shell.turn()
         return messages.timed_out(shell.config, seen, waited, limit)
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from ._config import PoolConfig, PoolOptions, check_names, check_timeout
 from ._errors import BrokenConnection, PoolFull
 from ._lease import DedicatedConnection, PooledConnection
-from ._look import holders
 from ._messages import label, numbers
 from ._shell import Shell
 
@@ -270,6 +269,8 @@ class Pool(Generic[C]):
 
         A holder is named by its task: name tasks with ``asyncio.current_task().set_name("report")``.
         """
+        from ._look import holders  # rarely needed
+
         self._shell.life.check_fork()
         return holders(self._state, self._shell.now()) if self._state.slots else []
 
