@@ -305,6 +305,8 @@ class Lifecycle(Generic[C]):
         self.stage = "closed"
         took = self.loop.time() - self._closing_since
         self._shell.hooks.note(INFO, "closed after %.3g s", took, seconds=took)
+        for watcher in self._shell.watchers:
+            watcher.end()
         if self._limit is not None:
             self._limit.drop()
             self._limit = None

@@ -12,7 +12,7 @@ import os
 import sys
 from math import inf
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from . import _messages as messages
 from ._call import Call, Clock
@@ -49,6 +49,16 @@ _LEVELS = {
 _next_id = iter(range(1, sys.maxsize)).__next__  # ids are unique in the process, as r2d2's
 
 
+class Watcher(Protocol):
+    """Something of ours that looks at a pool while it is open."""
+
+    def begin(self) -> None:
+        """The pool opens, on its loop."""
+
+    def end(self) -> None:
+        """The pool is closed."""
+
+
 class Shell(Generic[C]):
     """Everything in the pool that awaits, reads a clock or calls the manager."""
 
@@ -63,18 +73,21 @@ class Shell(Generic[C]):
         self.logs_gets = False  # the log takes each get and return
         self.stacks = False  # where a lease was taken is written down
         self._interrupting = False  # a callback is on its way that raises what a hook raised
-        self._outage = 0  # failed connects since the last success
+        self.outage = 0  # failed connects since the last success
+        self.watchers: tuple[Watcher, ...] = ()
         self._leaks: set[tuple[int, int]] = set()  # by connection and use, those that were told at the last look
 
     def begin(self, now: float) -> None:
         """A new life begins, on the loop that the life cycle knows."""
         life = self.life
-        self._outage = 0
+        self.outage = 0
         self._interrupting = False
         self.alarm = Clock(life.loop, self._wake, life.context)
         self.logs_gets = self.hooks.logs_gets()
         self.stacks = self.config.leak_threshold is not None or life.loop.get_debug()
         self._set_observed(now)
+        for watcher in self.watchers:
+            watcher.begin()
 
     # -- the turn
 
@@ -174,9 +187,9 @@ class Shell(Generic[C]):
         state = self.state
         now = self.now()
         if error is None and not call.ended:
-            if self._outage:
-                self.hooks.note(INFO, "connecting works again, after %d failures", self._outage, phase="connect")
-            self._outage = 0
+            if self.outage:
+                self.hooks.note(INFO, "connecting works again, after %d failures", self.outage, phase="connect")
+            self.outage = 0
             slot = state.put(approval, conn, now, self._lifetime())
             took = now - approval.since
             self.hooks.note(
@@ -193,8 +206,8 @@ class Shell(Generic[C]):
         error = connect_error(call, error, self.config.create_timeout)
         if self.hooks.listeners:
             self.hooks.emit(self.events().ConnectFailed(error))
-        self._outage += 1
-        if (self._outage == 1 or self.config.error_sink is not None) and not call.cut_off:
+        self.outage += 1
+        if (self.outage == 1 or self.config.error_sink is not None) and not call.cut_off:
             self.hooks.report(error, "connecting failed", phase="connect")
         else:
             self.hooks.note(DEBUG, "a connection attempt failed: %s", text(error), phase="connect")
@@ -325,8 +338,11 @@ class Shell(Generic[C]):
             if self.hooks.listeners:
                 self.hooks.emit(self.events().Leaked(slot.id, held, slot.stack))
             leak = f"connection #{slot.id} is held for {held:.3g} s, longer than leak_threshold={threshold:g}"
-            warning = ResourceWarning(f"{messages.label(self.config)}: {leak}, taken at:\n{slot.stack}")
-            self.hooks.report(warning, leak, connection_id=slot.id, seconds=held)
+            where = f"{leak}, taken at:\n{slot.stack}"
+            if self.config.error_sink is None:
+                self.hooks.note(WARNING, "%s", where, connection_id=slot.id, seconds=held)
+            else:
+                self.hooks.report(ResourceWarning(f"{messages.label(self.config)}: {where}"), leak)
 
     def _refuse_deadlocked(self, victim: GetWaiter[C]) -> None:
         now = self.now()
