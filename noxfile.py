@@ -286,7 +286,7 @@ def lint(session: nox.Session) -> None:
     for tests in (f"packages/{package}/tests" for package in PACKAGES):
         session.run("mypy", "--explicit-package-bases", tests, env={"MYPYPATH": f"{base(tests)}:."})
     options = ("--explicit-package-bases", "--exclude", "containers/images/")
-    others = ("containers", "examples", "benchmarks", "tools", "noxfile.py", "conftest.py")
+    others = ("containers", "examples", "benchmarks", "browser", "dashboards", "tools", "noxfile.py", "conftest.py")
     session.run("mypy", *options, *others, env={"MYPYPATH": "."})
     python = shutil.which("python", path=session.bin) or sys.executable
     session.run("pyright", "--pythonpath", python)

@@ -48,7 +48,7 @@ class FastLoop(asyncio.SelectorEventLoop):
         return super().time() * self.speed
 
 
-class Server(FakeManager):
+class DemoConnectionManager(FakeManager):
     """A database that can go away."""
 
     def __init__(self) -> None:
@@ -71,8 +71,10 @@ class Server(FakeManager):
 class Stage:
     """One pool, the tasks that use it, and the web server that shows it."""
 
-    def __init__(self, *, speed: float = 20.0, allow: Collection[str] = (), prefix: str = "/pools", **options: Any) -> None:
-        self.manager = Server()
+    def __init__(
+        self, *, speed: float = 20.0, allow: Collection[str] = (), prefix: str = "/pools", **options: Any
+    ) -> None:
+        self.manager = DemoConnectionManager()
         self.options = options
         self.prefix = prefix
         self._allow = allow
