@@ -313,7 +313,7 @@ async def test_two_pools_of_one_name_are_refused_while_the_first_is_not_closed(e
 @pytest.mark.parametrize("wrong", [None, 42, "postgresql://u:canary@h/db", Pool, ScriptedManager()])
 def test_what_is_no_pool_is_refused(export: Exporter, wrong: Any) -> None:
     """One sentence, and no password of a URL that was given by mistake."""
-    with pytest.raises(TypeError, match="pool is .*: expected (a|an instance of) Pool") as caught:
+    with pytest.raises(TypeError, match="pool: expected a Pool, not") as caught:
         export.instrument(wrong)
     assert "canary" not in str(caught.value)
 

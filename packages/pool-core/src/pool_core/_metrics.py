@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from ._errors import ForkedPool
 from ._events import CheckedIn, CheckedOut, Connected
 from ._look import longest_lease, oldest_wait
-from ._pool import Pool
+from ._pool import check_pool
 from ._statistics import Statistics, picture
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ._config import PoolConfig
     from ._events import Event
+    from ._pool import Pool
     from ._state import PoolState
     from ._statistics import State
 
@@ -304,14 +305,7 @@ class Watched:
 
     def add(self, pool: Pool[Any], listener: Callable[[str], Callable[[Event], object]] | None) -> Callable[[], None]:
         """Read this pool, and listen to it if a listener is made for its name, until what is returned is called."""
-        if not isinstance(pool, Pool):
-            what = (
-                "a class: expected an instance of Pool"
-                if isinstance(pool, type)
-                else f"{type(pool).__name__}: expected a Pool"
-            )
-            msg = f"pool is {what}"
-            raise TypeError(msg)
+        check_pool(pool)
         name = pool.config.name
         end = None if listener is None else pool.add_listener(listener(name))
         with self._lock:

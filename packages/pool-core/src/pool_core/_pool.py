@@ -299,6 +299,14 @@ class Pool(Generic[C]):
             )
 
 
+def check_pool(thing: object) -> None:
+    """Refuse what is no pool. What it is stays untold: it may be a URL with a password."""
+    if not isinstance(thing, Pool):
+        what = f"the class {thing.__name__}" if isinstance(thing, type) else f"an object of type {type(thing).__name__}"
+        msg = f"pool: expected a Pool, not {what}"
+        raise TypeError(msg)
+
+
 def _after_fork_in_child() -> None:
     for shell in list(_open_pools):
         shell.life.mark_forked()

@@ -1,32 +1,45 @@
-"""Metrics of a pool for OpenTelemetry: ``pip install "pool-core[otel]"``, then ``instrument(pool)``.
+"""A pool's metrics and traces for OpenTelemetry: ``pip install "pool-core[otel]"``, then ``instrument(pool)``.
 
-By the semantic conventions for database client connection pools (status: development). What can be read from the pool
-is read when it is collected, so that it cannot drift; three histograms are filled by events.
+Metrics by the semantic conventions for database client connection pools (status: development). What can be read from the
+pool is read when it is collected, so that it cannot drift; three histograms are filled by events. ``trace(pool)`` gives a
+span to each get that waited.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 try:
     from opentelemetry.metrics import MeterProvider, Observation, get_meter_provider
+    from opentelemetry.trace import Status, StatusCode, get_tracer_provider
 except ImportError as error:
     _MISSING = 'pool_core.otel needs opentelemetry-api: pip install "pool-core[otel]"'
     raise ImportError(_MISSING) from error
 
-from ._metrics import BUCKETS, HISTOGRAMS, OBSERVED, POOL_NAME, Watched, duration
+from ._errors import ConnectError, PoolDeadlock, PoolTimeout
+from ._gets import Gets
+from ._messages import Picture, phase_of
+from ._metrics import BUCKETS, HISTOGRAMS, OBSERVED, OUTCOME, PHASE, POOL_NAME, Watched, duration
+from ._pool import check_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from opentelemetry.metrics import CallbackOptions
+    from opentelemetry.trace import Tracer, TracerProvider
 
+    from ._errors import Phase
     from ._events import Event
+    from ._gets import Failure, GetWaiter
     from ._metrics import Observed
     from ._pool import Pool
+    from ._slot import Slot
 
-__all__ = ["instrument"]
+__all__ = ["instrument", "trace"]
+
+C = TypeVar("C")
 
 
 def instrument(
@@ -59,6 +72,85 @@ def instrument(
     if (exporter := _exporters.get(provider)) is None:
         exporter = _exporters[provider] = _Exporter(provider)
     return exporter.watched.add(pool, exporter.listener if histograms else None)
+
+
+def trace(pool: Pool[Any], *, tracer_provider: TracerProvider | None = None) -> Callable[[], None]:
+    """Give a span to each get that waits for a return, for connecting or for a validation; others have none.
+
+    The span ``pool_core.get`` is a child of the span in which the get was awaited. Its attributes are
+    ``db.client.connection.pool.name``, ``pool_core.phase`` (``queue``, ``connect`` or ``validate``: what the get waited
+    for) and ``pool_core.outcome`` (``served``, ``timed_out``, ``cancelled``, ``deadlocked`` or ``failed``). A get that
+    raises has the status ERROR and ``error.type``. Gets that do not wait cost nothing more.
+
+    Args:
+        pool: Open or not. A second call for the same pool replaces the first.
+        tracer_provider: None: the global one.
+
+    Returns:
+        A function that ends the tracing. A second call does nothing.
+
+    Raises:
+        TypeError: it is not a Pool.
+    """
+    check_pool(pool)
+    provider = get_tracer_provider() if tracer_provider is None else tracer_provider
+    gets: Any = pool._gets
+    tracer = provider.get_tracer("pool_core")
+    # The class is changed, so that a pool without tracing asks nothing.
+    gets.__class__ = _TracedGets
+    gets.tracer = tracer
+
+    def end() -> None:
+        if type(gets) is _TracedGets and gets.tracer is tracer:
+            gets.__class__ = Gets
+
+    return end
+
+
+class _TracedGets(Gets[C]):
+    """Gets that tell a tracer of their waiting, in the task that waited: so the span has its parent."""
+
+    tracer: Tracer
+
+    def served(self, waiter: GetWaiter[C], answer: Slot[C] | Failure | Picture) -> Slot[C]:
+        """End the waiting of a get that was answered."""
+        try:
+            slot = super().served(waiter, answer)
+        except BaseException as error:
+            phase: Phase = "queue"
+            if isinstance(error, PoolTimeout):
+                phase = error.phase
+            elif isinstance(error, ConnectError):
+                phase = "connect"
+            outcomes: dict[type, str] = {PoolDeadlock: "deadlocked", PoolTimeout: "timed_out"}
+            self._span(waiter, phase, outcomes.get(type(error), "failed"), error)
+            raise
+        phase = "validate" if waiter.direct else "connect" if slot.uses == 1 else "queue"
+        self._span(waiter, phase, "served")
+        return slot
+
+    def cancelled(self, waiter: GetWaiter[C]) -> None:
+        """End the waiting of a get that was cancelled."""
+        phase = phase_of(self._state, waiter)
+        super().cancelled(waiter)
+        if not self._life.loop.is_closed():
+            self._span(waiter, phase, "cancelled")
+
+    def _span(self, waiter: GetWaiter[C], phase: Phase, outcome: str, error: BaseException | None = None) -> None:
+        """Make a span of what is over. A tracer that raises breaks no get."""
+        shell = self._shell
+        now = time.time_ns()
+        began = now - int((shell.now() - waiter.started) * 1e9)
+        attributes = {POOL_NAME: shell.config.name, PHASE: phase, OUTCOME: outcome}
+        try:
+            if error is not None:
+                attributes["error.type"] = type(error).__qualname__
+            span = self.tracer.start_span("pool_core.get", attributes=attributes, start_time=began)
+            if error is not None:
+                span.set_status(Status(StatusCode.ERROR, str(error)))
+            span.end(now)
+        except BaseException as bug:  # noqa: BLE001 - foreign code
+            shell.hooks.failed(bug, "the tracer raised")
 
 
 class _Exporter:

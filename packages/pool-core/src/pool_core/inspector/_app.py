@@ -12,12 +12,14 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from pool_core._errors import PoolError
-from pool_core._pool import Pool
+from pool_core._pool import check_pool
 
 from ._view import View
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
+
+    from pool_core._pool import Pool
 
     Scope = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -51,10 +53,7 @@ def inspector(*pools: Pool[Any], allow: Collection[str] = ()) -> Inspector:
         msg = "inspector(): expected at least one Pool"
         raise ValueError(msg)
     for pool in pools:
-        if not isinstance(pool, Pool):
-            what = "a class: expected an instance of Pool" if isinstance(pool, type) else type(pool).__name__
-            msg = f"inspector(): each argument must be a Pool, and one is {what}"
-            raise TypeError(msg)
+        check_pool(pool)
     names = [pool._shell.config.name for pool in pools]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         msg = f"name={twice[0]!r}: two pools have this name: give each pool a name of its own (Pool(name=...))"
