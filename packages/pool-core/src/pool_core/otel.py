@@ -95,13 +95,13 @@ def trace(pool: Pool[Any], *, tracer_provider: TracerProvider | None = None) -> 
     check_pool(pool)
     provider = get_tracer_provider() if tracer_provider is None else tracer_provider
     gets: Any = pool._gets
-    tracer = provider.get_tracer("pool_core")
+    token = object()
     # The class is changed, so that a pool without tracing asks nothing.
     gets.__class__ = _TracedGets
-    gets.tracer = tracer
+    gets.tracer, gets.token = provider.get_tracer("pool_core"), token
 
     def end() -> None:
-        if type(gets) is _TracedGets and gets.tracer is tracer:
+        if gets.token is token:
             gets.__class__ = Gets
 
     return end
@@ -111,6 +111,7 @@ class _TracedGets(Gets[C]):
     """Gets that tell a tracer of their waiting, in the task that waited: so the span has its parent."""
 
     tracer: Tracer
+    token: object  # of the call that began it
 
     def served(self, waiter: GetWaiter[C], answer: Slot[C] | Failure | Picture) -> Slot[C]:
         """End the waiting of a get that was answered."""
