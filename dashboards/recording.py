@@ -89,7 +89,7 @@ def sample() -> dict[str, list[str]]:
                     async with pool.get():
                         await asyncio.sleep(chance.expovariate(4))
 
-        options: dict[str, Any] = {"connection_timeout": 5.0, "max_lifetime": 240.0, "max_waiting": 60}
+        options: dict[str, Any] = {"connection_timeout": 5.0, "max_lifetime": 600.0, "max_waiting": 60}
         pool = Pool(server, name="orders", max_size=10, min_idle=2, error_sink=lambda _: None, **options)
         instrument(pool, registry=registry)
         async with pool:

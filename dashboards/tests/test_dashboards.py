@@ -47,7 +47,7 @@ def alert_rules() -> list[tuple[str, str]]:
 def exported() -> dict[str, dict[str, set[str]]]:
     """What a pool really exports: by name of a metric, its labels and their values."""
     registry = CollectorRegistry()
-    families = []
+    families: list[Any] = []
 
     async def main() -> None:
         async with Pool(FakeManager(), name="orders", min_idle=1) as pool:
