@@ -101,7 +101,7 @@ async def test_a_span_is_a_child_of_that_in_which_the_get_was_awaited(seen: Seen
     (span,) = seen.spans()
     parents = [each.context for each in seen.exporter.get_finished_spans() if each.name == "request"]
     assert span.parent is not None
-    assert span.parent.span_id == parents[1].span_id  # type: ignore[union-attr]
+    assert span.parent.span_id == parents[1].span_id
 
 
 @virtual
