@@ -40,7 +40,7 @@ POLICY = ("_deadlock", "_slot", "_supply", "_queue", "_idle", "_agenda", "_state
 """The modules that decide. The shell acts."""
 
 ARROWS = (
-    *("_errors", "_statistics", "_events", "_manager", "_config"),
+    *("_text", "_errors", "_statistics", "_events", "_manager", "_config"),
     *("_slot", "_deadlock", "_supply", "_queue", "_idle", "_agenda", "_state"),
     *("_hooks", "_call", "_messages", "_calls", "_lifecycle", "_gets", "_shell"),
     *("_guard", "_lease", "_registry", "_pool"),

@@ -7,7 +7,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
-from ._url import check_text
+from pool_core._text import check_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
