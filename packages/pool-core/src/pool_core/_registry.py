@@ -146,8 +146,8 @@ def manager_and_options(url: str) -> tuple[ConnectionManager[Any], PoolOptions[A
     the scheme, the names of options and their values, and nothing else of the URL.
 
     Raises:
-        ValueError: the URL has white space around it or a control character; no adapter claims the scheme, or more than one; an
-            option's value is not allowed, or given twice.
+        ValueError: the URL has white space around it or a control character; no adapter claims the scheme, or more than
+            one; an option's value is not allowed, or given twice.
         TypeError: an unknown ``pool_*`` key, or an option that no URL can give.
         ImportError: the adapter cannot be imported.
         Exception: what the adapter says to the URL.
