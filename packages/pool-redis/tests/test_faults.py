@@ -306,12 +306,8 @@ def test_errors_are_judged_by_their_codes(error: Exception, verdict: Verdict) ->
         assert manager.judge(error, lease) is verdict
         assert manager.judge(outer, lease) is verdict
     lease.tracked.writes = False
-    if isinstance(error, ReadOnlyError):
-        assert sentinel.judge(error, lease) is Verdict.KEEP
-    elif isinstance(error, MasterDownError):
-        assert sentinel.judge(error, lease) is Verdict.CLOSE
-    else:
-        assert sentinel.judge(error, lease) is verdict
+    of_a_replica = {ReadOnlyError: Verdict.KEEP, MasterDownError: Verdict.CLOSE}.get(type(error), verdict)
+    assert sentinel.judge(error, lease) is sentinel.judge(outer, lease) is of_a_replica
 
 
 def test_a_reset_connection_is_not_lent(redis: Server, run: Any) -> None:

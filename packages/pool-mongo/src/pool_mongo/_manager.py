@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar, cast
 
 import pymongo
-from pool_core import Verdict
+from pool_core import ReplaceConnection, Verdict
 from pool_core.adapters import dropping_on_failure, is_transient, judge
 from pymongo.client_session import TransactionOptions  # type: ignore[attr-defined]
 from pymongo.errors import InvalidOperation, PyMongoError, ServerSelectionTimeoutError
@@ -470,7 +470,8 @@ class ClientManager(_Manager[Client, Session]):
     async def _free(self, client: Client) -> None:
         await self._prove(client)
         if _internals.is_busy(self._driver.core(client)):
-            raise ConnectionError("the last borrower's operation still runs on this client, so it is not lent on")
+            # As after a cancel: no fault of the server's, and no reason for a warning.
+            raise ReplaceConnection("the last borrower's operation still runs on this client")
 
     async def close(self, client: Client, /) -> None:
         """End the client's server sessions, and close it."""

@@ -50,7 +50,7 @@ _TRANSIENT: Final = ErrorTable(
     ((TryAgainError, ClusterDownError), True, "TRYAGAIN, CLUSTERDOWN, MASTERDOWN: a cluster or replica heals"),
     (OutOfMemoryError, True, "OOM: keys expire"),
 )
-_VERDICTS: Final = ErrorTable(
+VERDICTS: Final = ErrorTable(
     (ReadOnlyError, Verdict.RETIRE_ALL, "READONLY: the primary has become a replica"),
     (MasterDownError, Verdict.RETIRE_ALL, "MASTERDOWN: it is a replica now, and its primary is away"),
     (
@@ -74,7 +74,7 @@ def is_transient(exc: Exception, /) -> bool:
 
 def judge(exc: Exception, client: object, /) -> Verdict:
     """Tell what an error means for connections: a server that has become a replica retires all of them."""
-    return judged(exc, _VERDICTS)
+    return judged(exc, VERDICTS)
 
 
 class RedisConnectionManager:
@@ -88,8 +88,8 @@ class RedisConnectionManager:
             or ``valkey://`` and ``valkeys://`` in the place of the first two; redis-py's options may follow as a query.
             What is special in a name or password is percent-encoded.
         options: redis-py's own connection options, passed on as they are (``host="localhost"``, ``port=6379``,
-            ``db=0``, ``username`` and ``password``, which may be callables, sync or async, ``credential_provider``, ``protocol=2`` or ``3``,
-            ``decode_responses=False``, ``socket_timeout=5`` s, ``ssl_ca_certs`` ...; ``ssl=True`` for TLS). They beat
+            ``db=0``, ``username`` and ``password``, which may be callables, sync or async, ``credential_provider``,
+            ``protocol=2`` or ``3``, ``decode_responses=False``, ``socket_timeout=5`` s, ``ssl_ca_certs`` ...; ``ssl=True`` for TLS). They beat
             the URL's. Refused are ``retry`` and its like, since a lease never reconnects, and the options of
             redis-py's pools.
 
