@@ -341,7 +341,7 @@ def cancellation(session: nox.Session) -> None:
 
 
 def ask_adapters(session: nox.Session, *options: str) -> None:
-    """The kit's questions to all adapters, with the releases of their drivers that these options of uv choose."""
+    """Run the conformance suite of all adapters, with the releases of their drivers that these options of uv choose."""
     if session.venv_backend != "uv":
         session.skip("only uv can install other versions than the newest that fit")
     install(session, ["test", "servers"], PACKAGES, *options)
@@ -351,7 +351,7 @@ def ask_adapters(session: nox.Session, *options: str) -> None:
     def ask(package: str) -> object:
         return run_tests(session, f"packages/{package}/tests/test_conformance.py", silent=True)
 
-    # Each in a process of its own: the kit counts files and threads, and servers of others start in the background. Two
+    # Each in a process of its own: the suite counts files and threads, and servers of others start in the background. Two
     # at a time, since most of it is waiting.
     with concurrent.futures.ThreadPoolExecutor(2) as lanes:
         for output in lanes.map(ask, ADAPTERS):

@@ -1,6 +1,6 @@
 """Where a server runs: in a container, as a process of an ordinary user, or somewhere that a person named by URL.
 
-Each kind of place offers the same verbs. None of them waits for the server to answer: `servers` does that.
+Each kind of place offers the same methods. None of them waits for the server to answer: `servers` does that.
 """
 
 import contextlib
