@@ -311,7 +311,8 @@ async def test_a_connection_still_used_by_another_task_is_not_handed_on(url: str
             await asyncio.sleep(0)
         async with pool.get() as conn:
             assert await conn.fetchval("SELECT 1") == 1
-        with pytest.raises(asyncpg.PostgresError):  # cut off, or gone with the connection
+        # Cut off, or gone with the connection; in a race of its own asyncpg's prepared statement unpacks a None.
+        with pytest.raises((asyncpg.PostgresError, TypeError)):
             await other
         assert pool.state().statistics.connections_closed[CloseReason.RESET_FAILED] == 1
 
