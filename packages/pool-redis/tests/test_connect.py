@@ -398,11 +398,15 @@ def test_a_user_who_may_not_ping_connects(guarded: Server, protocol: int, run: A
                         await client.set("pool-redis:key", "x")
                         assert await client.get("pool-redis:key") == b"x"
                 assert pool.state().statistics.connections_created == 1
+            pings = [entry["count"] for entry in admin.acl_log() if entry["object"] == "ping"]
+            assert pings == [1], "the first, and not each validation, stands in the server's log of refusals"
 
+        admin.acl_log_reset()
         try:
             run(main())
         finally:
             admin.acl_deluser("worker")
+            admin.delete("pool-redis:key")
 
 
 def test_a_server_that_has_renamed_ping_is_valid(run: Any) -> None:
