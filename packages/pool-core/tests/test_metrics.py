@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from typing import TYPE_CHECKING, Any, Literal
 
 import pool_core.otel
@@ -13,6 +14,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from pool_core import CloseReason, ConnectError, Pool, PoolDeadlock, PoolOverloaded, PoolTimeout, WrongEventLoop
 from pool_core._metrics import HISTOGRAMS, OBSERVED
+from pool_core._pool import _after_fork_in_child
 from pool_core.testing import NEVER, OK, Delay, FakeConnection, ScriptedManager
 from prometheus_client import CollectorRegistry
 
@@ -308,6 +310,19 @@ async def test_two_pools_of_one_name_are_refused_while_the_first_is_not_closed(e
     async with other:
         pass
     assert export("pool_core.connections.opened")[""] == 3
+
+
+@virtual
+async def test_in_the_child_of_a_fork_a_pool_may_have_the_name_of_the_parents(export: Exporter) -> None:
+    """A web server that forks after the program was loaded: each child counts its own."""
+    async with Pool(ScriptedManager(), name="app", min_idle=2) as parents:
+        export.instrument(parents)
+        _after_fork_in_child()
+        child = Pool(ScriptedManager(), name="app", min_idle=1)
+        export.instrument(child)
+        async with child:
+            assert export("pool_core.connections.opened")[""] == 1
+        parents._shell.life.forked, parents._shell.life.thread = False, threading.get_ident()
 
 
 @pytest.mark.parametrize("wrong", [None, 42, "postgresql://u:canary@h/db", Pool, ScriptedManager()])

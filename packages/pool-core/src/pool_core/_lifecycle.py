@@ -280,7 +280,7 @@ class Lifecycle(Generic[C]):
             call.end()
         if not self.end_if_nothing_is_left():
             self._limit_close(3 * GRACE, self._abandon_all)
-            shell.turn()
+        shell.turn()
 
     def _limit_close(self, seconds: float, act: Callable[[], None]) -> None:
         if self._limit is not None:

@@ -311,6 +311,8 @@ class Watched:
         with self._lock:
             entry = self._entries.get(name)
             known = entry.pool() if entry is not None and entry.token else None
+            if known is not None and known._shell.life.forked:  # the parent's: in this process all begins anew
+                entry = known = None
             if known is not None and known is not pool and known._shell.life.stage != "closed":
                 if end is not None:
                     end()

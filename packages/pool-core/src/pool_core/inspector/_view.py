@@ -74,6 +74,7 @@ class View:
 
     def begin(self) -> None:
         """The pool opens."""
+        self.end()
         self._failures = self._count_failures()
         self._keep_sample()
 
