@@ -103,6 +103,8 @@ nox.options.sessions = [
     "demo",
     "build",
     "docs",
+    "inspector",
+    "dashboards",
 ]
 
 os.environ["POOL_TEST_RESULTS"] = str(RESULTS)
@@ -262,6 +264,14 @@ def bring_servers(session: nox.Session) -> None:
             warnings.append(warning)
     elif code:
         session.error(f"{SETUP.relative_to(ROOT)} failed: {SETUP_LOG.read_text().strip().splitlines()[-1]}")
+
+
+def bring_program(session: nox.Session, program: str, *packages: str) -> bool:
+    """Tell whether there is a program; where that is allowed, install Debian's packages for it."""
+    if not shutil.which(program) and may_set_up() and shutil.which("apt-get") and os.geteuid() == 0:
+        options = ("-y", "-qq", "--no-install-recommends")
+        session.run("apt-get", "install", *options, *packages, external=True, silent=True, success_codes=[0, 100])
+    return shutil.which(program) is not None
 
 
 # --- the sessions -----------------------------------------------------------------------------------------------------
@@ -432,6 +442,26 @@ def release_check(session: nox.Session) -> None:
 
 
 @nox.session(python=FLOOR)
+def inspector(session: nox.Session) -> None:
+    """The inspector's page in headless Chromium; `-- --pictures` makes the pictures of the documentation anew."""
+    if not bring_program(session, "chromedriver", "chromium", "chromium-driver"):
+        warnings.append("THE INSPECTOR'S PAGE WAS NOT LOOKED AT: apt-get install chromium chromium-driver")
+        session.skip(warnings[-1])
+    install(session, ["test", "browser"], ["pool-core"])
+    run_tests(session, "browser/tests")
+
+
+@nox.session(python=FLOOR)
+def dashboards(session: nox.Session) -> None:
+    """The dashboard and the alerts against what the exporter exports, and in a real Prometheus where there is one."""
+    if not bring_program(session, "promtool", "prometheus"):
+        warnings.append("THE ALERTS WERE NOT TRIED: promtool is missing (apt-get install prometheus)")
+        session.warn(warnings[-1])
+    install(session, ["test"], ["pool-core"])
+    run_tests(session, "dashboards/tests")
+
+
+@nox.session(python=FLOOR)
 @nox.parametrize("size", ["full", "quick"], ids=["full", "quick"])
 def bench(session: nox.Session, size: str) -> None:
     """Our pool and others, side by side: full takes minutes, quick less than one."""
@@ -442,13 +472,9 @@ def bench(session: nox.Session, size: str) -> None:
 @nox.session(python=FLOOR)
 def instructions(session: nox.Session) -> None:
     """What a get and its return cost in machine instructions, against a named commit: the same number on a noisy machine."""
-    if not shutil.which("valgrind"):
-        may_install = may_set_up() and shutil.which("apt-get") and os.geteuid() == 0
-        if may_install:
-            session.run("apt-get", "install", "-y", "-qq", "valgrind", external=True, silent=True)
-        else:
-            warnings.append("INSTRUCTIONS WERE NOT COUNTED: valgrind is missing (apt-get install valgrind)")
-            session.skip(warnings[-1])
+    if not bring_program(session, "valgrind", "valgrind"):
+        warnings.append("INSTRUCTIONS WERE NOT COUNTED: valgrind is missing (apt-get install valgrind)")
+        session.skip(warnings[-1])
     install(session, [], ["pool-core"])
     session.run("python", "-m", "benchmarks.instructions", *session.posargs)
 
