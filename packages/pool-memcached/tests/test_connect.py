@@ -219,6 +219,29 @@ def test_a_cancelled_tls_connect_leaves_nothing_open(memcached: Server, run: Any
     run(main())
 
 
+@pytest.mark.parametrize("reaction", ["waits", "answers", "closes"])
+def test_tls_to_a_server_without_it_is_named(reaction: str, run: Any) -> None:
+    """What memcached does depends on the length of the handshake, and on whether it happens to have a line break."""
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.read(100) == b"version\r\n":
+            writer.write(b"VERSION 1.6.0\r\n")
+        elif reaction == "answers":
+            writer.write(b"ERROR\r\n")
+        elif reaction == "closes":
+            writer.transport.abort()
+        await asyncio.sleep(5)
+
+    async def main() -> None:
+        async with serving(plain) as port:
+            manager = MemcachedConnectionManager(f"memcacheds://pool:{PASSWORD}@127.0.0.1:{port}")
+            error = await failure_of(manager)
+            assert isinstance(error, WrongServerError)
+            assert "does not use TLS" in str(error)
+
+    run(main())
+
+
 def test_tls_to_a_plain_port_is_named(memcached: Server, run: Any) -> None:
     """memcached waits for the end of a line in the handshake, and says nothing."""
 

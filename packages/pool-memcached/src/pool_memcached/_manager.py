@@ -12,11 +12,9 @@ from pool_core import adapters as base
 from ._driver import LeasedMemcached, Link
 from ._settings import Settings
 
-# A TLS handshake that takes longer is looked into: a memcached without TLS waits for the end of a line in it.
+# A TLS handshake that takes longer is looked into.
 _TLS_PATIENCE: Final = 0.5
 _TLS_ALERT: Final = b"\x15\x03"
-# What OpenSSL says, by version, when the answer to its greeting is not TLS.
-_NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "PACKET_LENGTH_TOO_LONG")
 
 
 class LoginRefusedError(ConnectionError):
@@ -121,17 +119,23 @@ async def _open(settings: dict[str, Any], place: str) -> Link:
     opening = asyncio.ensure_future(Link.open(host, port, path, tls, name))
     try:
         await asyncio.wait({opening}, timeout=_TLS_PATIENCE)
-        if not opening.done() and await _answers_plain_text(host, port, path):
+        if _looks_plain(opening) and await _answers_plain_text(host, port, path):
             raise _without_tls(place)
         return await asyncio.shield(opening)
-    except ssl.SSLError as error:
-        if error.reason in _NOT_TLS:
-            raise _without_tls(place) from error
-        raise
     except BaseException:
         opening.cancel()
         opening.add_done_callback(_drop)
         raise
+
+
+def _looks_plain(opening: asyncio.Future[Link]) -> bool:
+    """Tell whether a handshake goes as with a memcached without TLS, which waits, answers ERROR, or closes."""
+    if not opening.done():
+        return True
+    failure = opening.exception()
+    return isinstance(failure, ssl.SSLError | ConnectionResetError) and not isinstance(
+        failure, ssl.SSLCertVerificationError
+    )
 
 
 def _without_tls(place: str) -> Exception:
