@@ -62,7 +62,7 @@ def test_a_url_with_white_space_never_reaches_an_adapter(adapters: Adapters, end
 
 
 def test_an_argument_beats_the_url(adapters: Adapters) -> None:
-    """The program knows better than its configuration what it can not do without."""
+    """The program knows better than its configuration what it cannot do without."""
     adapters.install("fake")
     pool = Pool.from_url("fake://h?pool_max_size=20&pool_min_idle=2", max_size=5)
     assert (pool.config.max_size, pool.config.min_idle) == (5, 2)

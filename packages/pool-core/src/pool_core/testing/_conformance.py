@@ -46,7 +46,7 @@ class ManagerConformance(ConnectingChecks[C], ReturningChecks[C]):
     runs in its own loop, and afterwards no connection, task, thread or socket may be left.
 
     Hooks close what they open themselves. A check whose hook is not given is skipped, and says so. What does not
-    fit your server goes into ``skips``, with the reason; checks can not be overridden.
+    fit your server goes into ``skips``, with the reason; checks cannot be overridden.
 
     Attributes:
         host: the server's address.

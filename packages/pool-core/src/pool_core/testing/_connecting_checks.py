@@ -57,7 +57,7 @@ class ConnectingChecks(Questions[C]):
                 try:
                     inspect.signature(function).bind(*[None] * _ARGUMENTS.get(verb, 1))
                 except TypeError as error:
-                    fail(f"{verb} can not be called with {_ARGUMENTS.get(verb, 1)} positional argument(s): {error}")
+                    fail(f"{verb} cannot be called with {_ARGUMENTS.get(verb, 1)} positional argument(s): {error}")
             if verb in _SYNC and inspect.iscoroutinefunction(function):
                 fail(f"{verb} is an async def: it must be a plain def that returns at once, a pool does not await it")
 
@@ -285,7 +285,7 @@ class ConnectingChecks(Questions[C]):
             lab.watch(manager)
             error = await self._connect_fails(lab, manager, f"of {name}")
             if not isinstance(manager, SupportsTransient):
-                fail(f"{name}: {short(error)} can not be told from a server that is down: add is_transient(exc)")
+                fail(f"{name}: {short(error)} cannot be told from a server that is down: add is_transient(exc)")
             if manager.is_transient(error) is not False:
                 fail(f"{name}: is_transient({short(error)}) is not False: retrying will not help, users wait in vain")
             await lab.released(f"connect failed because of {name}, and left something open")

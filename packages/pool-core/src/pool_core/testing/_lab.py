@@ -153,7 +153,7 @@ class Lab(Generic[C]):
         return terminated
 
     def terminate(self, manager: ConnectionManager[C], conn: C) -> object:
-        """Terminate, if the manager can. False: it can not; otherwise what terminate returned, or True."""
+        """Terminate, if the manager can. False: it cannot; otherwise what terminate returned, or True."""
         if not isinstance(manager, SupportsTerminate):
             return False
         try:

@@ -156,7 +156,7 @@ class Questions(Generic[C]):
             return False
         complaint = (
             f"after {after} has_broken says False, and the next borrower does not find the connection clean: clean it in"
-            " reset, or let has_broken say True (what can not be known counts as broken)"
+            " reset, or let has_broken say True (what cannot be known counts as broken)"
         )
         try:
             await lab.within(self.use(conn), "its first request did not return in time")

@@ -196,7 +196,7 @@ class ReturningChecks(Questions[C]):
         manager = lab.manager()
         if not isinstance(manager, SupportsTerminate):
             raise unittest.SkipTest(
-                "the manager has no terminate: a pool abandons connections that it can not close in time"
+                "the manager has no terminate: a pool abandons connections that it cannot close in time"
             )
         threads = set(threading.enumerate())
         conn = await lab.connect(manager)
