@@ -411,6 +411,12 @@ def build(session: nox.Session) -> None:
     # From another directory and in isolated mode, so that nothing of this work tree is found by accident.
     with session.chdir(place):
         session.run(clean, "-I", str(ROOT / "containers" / "smoke.py"), external=True)
+    # Distributors run the tests of an unpacked sdist.
+    session.install(*nox.project.dependency_groups(PYPROJECT, "test", "servers"), *wheels)
+    for name, some in {"pool_core": "test_get.py", "pool_sqlite": "test_driver.py"}.items():
+        shutil.unpack_archive(next((place / "dist").glob(f"{name}-*.tar.gz")), place / "sdist", filter="data")
+        with session.chdir(next((place / "sdist").glob(f"{name}-*"))):
+            run_tests(session, "-q", f"tests/{some}")
 
 
 @nox.session(python=FLOOR)
