@@ -101,6 +101,7 @@ async def test_with_an_unknown_driver_connections_are_closed_after_use(
     url: str, monkeypatch: pytest.MonkeyPatch, name: str, moved: object
 ) -> None:
     """What cannot be reset for certain must not reach another borrower."""
+    monkeypatch.setattr(_internals, "_IN_USE", [])
     monkeypatch.setattr(_internals, name, moved)
     manager = PostgresConnectionManager(url)
     conn = await manager.connect()
