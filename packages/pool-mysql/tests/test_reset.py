@@ -417,6 +417,24 @@ def test_close_gives_up_a_connection_that_comes_back_in_a_transaction(db: Any, w
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("autocommit", [True, False])
+@pytest.mark.parametrize("strays", [1, 2, 3])
+def test_an_answer_that_nobody_has_read_does_not_pass_for_a_reset(
+    db: Any, reset: Reset, autocommit: bool, strays: int
+) -> None:
+    """It arrives after has_broken was called; the next borrower would get the answers of others."""
+
+    async def main() -> None:
+        async with db.connection(reset=reset, autocommit=autocommit) as (manager, conn):
+            for _ in range(strays):
+                conn._writer.write(b"\1\0\0\0\x0e")  # COM_PING
+            assert not manager.has_broken(conn)
+            with pytest.raises((aiomysql.MySQLError, ValueError, AssertionError)):
+                await manager.reset(conn)
+
+    asyncio.run(main())
+
+
 # --- one round trip
 
 

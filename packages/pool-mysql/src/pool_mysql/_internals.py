@@ -274,7 +274,9 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
             settings.append(f"sql_mode={self.sql_mode}")
         if self.autocommit_mode is not None:
             settings.append(f"autocommit={self.autocommit_mode:d}")
-        self._settings = f"SET {', '.join(settings)}".encode()
+        # The second statement numbers the last packet of the reply with 2: so that the answer to an earlier command, which
+        # nobody has read, cannot pass for it.
+        self._settings = f"SET {', '.join(settings)}; DO 0".encode()
 
     def _restore_python_side(self) -> None:
         self.__dict__.update(self._python_side)
@@ -284,9 +286,12 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
     async def _read_state(self) -> tuple[bytes | None, ...]:
         self.__dict__.update(use_unicode=False, decoders={})
         try:
-            row: tuple[bytes | None, ...] = (await self._ask(_STATE))[0]
+            rows = await self._ask(_STATE)
         finally:
             self._restore_python_side()
+        if not rows:
+            raise SessionStateError("an answer to an earlier command was on its way")
+        row: tuple[bytes | None, ...] = rows[0]
         return row
 
     async def _reset_in_one_write(self, pipelining: Pipelining) -> bytes:
@@ -301,7 +306,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
             reply: bytes = await self._read_bytes(len(self._good_reply))
             if reply == self._good_reply:
                 self.server_status = self._good_status
-            else:  # two replies are at least as long as two OK packets: read them one by one
+            else:  # replies with an error in them are longer: read them one by one
                 self._reader._buffer[:0] = reply
                 reply = await self._reset_reply() + await self._settings_reply()
         except BaseException:
@@ -313,7 +318,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
 
     async def _reset_reply(self) -> bytes:
         try:
-            return await self._read_ok()
+            return await self._read_oks()
         except aiomysql.MySQLError as error:
             if error.args[0] != _UNKNOWN_COMMAND:
                 raise
@@ -325,7 +330,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
 
     async def _settings_reply(self) -> bytes:
         try:
-            return await self._read_ok()
+            return await self._read_oks()
         except aiomysql.MySQLError as error:
             if error.args[0] != _UNKNOWN_COLLATION:
                 raise
@@ -341,7 +346,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
         await self._ask("; ".join(back))
         await self._execute_command(_COM_QUERY, self._settings)
         try:
-            return await self._read_ok()
+            return await self._read_oks()
         except aiomysql.MySQLError as error:
             if error.args[0] != _UNKNOWN_COLLATION:
                 raise
@@ -373,13 +378,18 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
             packet.read_uint8()
             await self._process_auth(packet.read_string(), packet)
 
-    async def _read_ok(self) -> bytes:
-        """Read one OK packet, and return it with its header."""
+    async def _read_oks(self) -> bytes:
+        """Read the OK packets of one reply, and return them with their headers."""
         self._next_seq_id = 1
-        packet = await self._read_packet()
-        self.server_status = OKPacketWrapper(packet).server_status
-        data: bytes = packet.get_all_data()
-        return len(data).to_bytes(3, "little") + b"\1" + data
+        reply = b""
+        more = True
+        while more:
+            packet = await self._read_packet()
+            ok = OKPacketWrapper(packet)
+            data = packet.get_all_data()
+            reply += len(data).to_bytes(3, "little") + bytes([self._next_seq_id - 1]) + data
+            self.server_status, more = ok.server_status, ok.has_next
+        return reply
 
     async def _ask(self, sql: str) -> Any:
         """Run statements and return the rows of the last one."""
