@@ -150,6 +150,7 @@ def test_ssl_mode_in_a_url_means_what_it_means_to_mysqls_clients(name: str) -> N
             ValueError,
             "the bytes of a PEM file",
         ),
+        ({"read_default_file": "/no/such.cnf"}, ValueError, "no such file"),
         ({"reset": "yes"}, ValueError, "'safe', 'strict', 'none'"),
         ({"reset": None}, ValueError, "'safe', 'strict', 'none'"),
         ({"open_transaction": "commit"}, ValueError, "'rollback', 'close'"),

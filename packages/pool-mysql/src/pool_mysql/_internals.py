@@ -99,6 +99,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
     _clean: tuple[bytes | None, ...] = ()  # the answer to _STATE when the connection was new
     _python_side: Mapping[str, Any] = MappingProxyType({})
     _settings = b""  # the query that sets what a reset does not bring back, and checks database and role
+    _both_packets = b""  # COM_RESET_CONNECTION and that query
     _good_reply = b""  # the replies to a reset after which _STATE was seen to be `_clean`; empty before the first
     _good_status = 0  # the server status in them
     _key_is_given = False  # server_public_key is a setting, not what the server sent
@@ -237,7 +238,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
                 f"the login method {self._server_auth_plugin} encrypts the password with RSA on a connection without TLS, "
                 "which needs the package cryptography: install cryptography, or set ssl=True"
             )
-        number, text = error.args[0], None
+        number, text = error.args[0] if error.args else None, None
         if isinstance(error.__cause__, ssl.SSLCertVerificationError):
             number = _SSL_CONNECTION_ERROR
             text = (
@@ -277,6 +278,8 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
         # The second statement numbers the last packet of the reply with 2: so that the answer to an earlier command, which
         # nobody has read, cannot pass for it.
         self._settings = f"SET {', '.join(settings)}; DO 0".encode()
+        commands = (bytes([_COM_RESET_CONNECTION]), bytes([_COM_QUERY]) + self._settings)
+        self._both_packets = b"".join(len(command).to_bytes(4, "little") + command for command in commands)
 
     def _restore_python_side(self) -> None:
         self.__dict__.update(self._python_side)
@@ -300,9 +303,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
         self._result = None
         self.half_read = True
         try:
-            self._writer.write(
-                b"\1\0\0\0\x1f" + (len(self._settings) + 1).to_bytes(4, "little") + b"\3" + self._settings
-            )
+            self._writer.write(self._both_packets)
             reply: bytes = await self._read_bytes(len(self._good_reply))
             if reply == self._good_reply:
                 self.server_status = self._good_status
