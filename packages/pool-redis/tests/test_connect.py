@@ -385,7 +385,7 @@ def test_trouble_on_the_way_may_pass(errors: Exception) -> None:
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_a_user_who_may_not_ping_connects(guarded: Server, protocol: int, run: Any) -> None:
     """NOPERM is an answer: a probe must not need more rights than the work."""
-    with redis.Redis(host=guarded.host, port=guarded.port, password=PASSWORD) as admin:
+    with redis.Redis(host=guarded.host, port=guarded.port, password=PASSWORD, decode_responses=True) as admin:
         admin.execute_command("ACL SETUSER", "worker", "reset", "on", ">word", "~*", "+get", "+set")
 
         async def main() -> None:
