@@ -1,4 +1,4 @@
-"""The conformance suite, on a memcached that asks for a password, and through TLS."""
+"""The conformance suite, on a memcached that asks for a password."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -328,6 +328,25 @@ def test_a_channel_does_not_reopen(broker: Server, run: Any) -> None:
     run(main())
 
 
+def test_a_detached_channel_ends_its_connection(broker: Server, run: Any) -> None:
+    """It belongs to the program now, which closes it as any other."""
+
+    async def main() -> None:
+        async with pool_of(broker, max_size=2) as pool:
+            own, other = (await pool.get()).detach(), (await pool.get()).detach()
+            line = own.line
+            await own.close()
+            assert own.is_closed
+            await other.flow(True)
+            assert (line.users, line.is_gone) == (1, False)
+            await other.close()
+            await other.close()
+            assert other.is_closed
+            assert (line.users, line.is_gone) == (0, True)
+
+    run(main())
+
+
 def test_evict_leads_to_another_connection(broker: Server, run: Any) -> None:
     """After a failover a new channel on the old connection would be no help."""
 

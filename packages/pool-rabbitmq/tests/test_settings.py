@@ -91,7 +91,7 @@ def test_a_bad_url_is_refused_without_its_password(url: str, error: type[Excepti
     [
         ({"port": 0}, ValueError, "1 to 65535"),
         ({"user": "me"}, TypeError, "login"),
-        ({"channels_per_connection": 0}, ValueError, "at least 1"),
+        ({"channels_per_connection": 0}, ValueError, "1 to 2047"),
         ({"publisher_confirms": "no"}, TypeError, "publisher_confirms"),
         ({"publisher_confirms": False, "on_return_raises": True}, ValueError, "publisher_confirms"),
         ({"prefetch_count": -1}, ValueError, "0 to 65535"),

@@ -122,6 +122,16 @@ class LeasedChannel(aio_pika.Channel):
             # The queue lives as long as the connection, and every channel on it can use it.
             self.line.sealed = self.line.condemned = True
 
+    async def close(self, exc: Any = None) -> None:
+        """Close the channel, and with the last channel its connection."""
+        if self.has_left:
+            return
+        if self.line.users > 1:
+            await super().close(exc)
+        if self.line.users == 1:
+            await self.line.close()
+        self.leave()
+
     async def reopen(self) -> NoReturn:
         """Refused: the pool would not see what is done with the new channel."""
         raise RuntimeError("a leased channel does not reopen: release it, and get another one from the pool")

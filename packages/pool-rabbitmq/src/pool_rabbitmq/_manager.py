@@ -135,11 +135,7 @@ class RabbitMQChannelManager:
             return
         if not (channel.is_unusable or channel.lasting):
             line.sealed = True  # the pool retires a sound channel, for its age or by evict(): its connection goes too
-        if line.users > 1:
-            await channel.close()
-        if line.users == 1:
-            await line.close()
-        channel.leave()
+        await channel.close()
 
     def terminate(self, channel: LeasedChannel, /) -> None:
         """Close the channel at once; the connection too, unless other channels use it: then they are replaced."""

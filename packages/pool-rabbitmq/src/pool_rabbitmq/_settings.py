@@ -28,7 +28,7 @@ _CHANNEL: Final[dict[str, base.Kind[Any]]] = {
     "publisher_confirms": base.boolean(),
     "on_return_raises": base.boolean(),
     "prefetch_count": base.integer(0, 65535),
-    "channels_per_connection": base.integer(1),
+    "channels_per_connection": base.integer(1, 2047),  # the broker's channel_max, unless it was changed
 }
 _OPTIONS: Final = base.Options(
     "RabbitMQChannelManager",
