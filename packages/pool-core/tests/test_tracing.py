@@ -207,8 +207,8 @@ def test_a_tracer_that_raises_breaks_no_get(error: BaseException) -> None:
     async def main() -> None:
         async with Pool(ScriptedManager(), name="app", max_size=1, error_sink=lambda _: None) as pool:
             trace(pool, tracer_provider=Provider())
-            for act in (lambda: hold(pool, 1), lambda: hold(pool, timeout=0.5)):
-                await asyncio.gather(hold(pool, 1), act(), return_exceptions=True)
+            for seconds, timeout in ((1.0, None), (0.0, 0.5)):
+                await asyncio.gather(hold(pool, 1), hold(pool, seconds, timeout), return_exceptions=True)
             await asyncio.sleep(5)
             assert pool.state().statistics.hook_errors >= 2
             assert pool.state().idle == 1
