@@ -457,27 +457,31 @@ def test_a_reset_takes_as_many_round_trips_as_the_readme_says(
 ) -> None:
     """Each write waits for its answer. Only the first reset is checked: one more in the usual case, and not in one write."""
 
-    async def main(writes: int | None) -> None:
+    async def main() -> None:
         async with db.connection(**settings) as (manager, conn):
             if sql is not None:
                 await db.ask(conn, sql)
-            written = []
+            written: list[bytes] = []
             write = conn._writer.write
-            conn._writer.write = lambda data: (written.append(bytes(data)), write(data))
+
+            def spy(data: bytes) -> None:
+                written.append(bytes(data))
+                write(data)
+
+            conn._writer.write = spy
             await wipe(manager, conn)
             del conn._writer.write
-            if writes is None:  # the login, and the settings
-                writes = db.dialect.second_login + 1
-                if not db.resets_first and db.dialect.login_method == "caching_sha2_password":
-                    writes += 1  # it asks for the server's key once
+            expected: int = db.dialect.second_login + 1 if writes is None else writes
+            if writes is None and not db.resets_first and db.dialect.login_method == "caching_sha2_password":
+                expected += 1  # it asks for the server's key once
             in_one_write = settings.get("reset", "safe") == "safe"
             checked = not db.resets_first and settings.get("reset") != "none"
-            assert len(written) == writes + (checked + (checked and in_one_write))
+            assert len(written) == expected + (checked + (checked and in_one_write))
             assert any(RESET_CONNECTION in data[:5] and b"SET " in data for data in written) is (
                 in_one_write and db.resets_first
             )
 
-    asyncio.run(main(writes))
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("second", ["is lost", "ends it"])

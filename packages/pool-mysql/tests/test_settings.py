@@ -170,7 +170,8 @@ def test_every_keyword_of_the_driver_is_known() -> None:
     """A keyword of a later aiomysql passes through, unchecked."""
     refused = {"loop", "connect_timeout"}
     for name in inspect.signature(aiomysql.Connection).parameters.keys() - refused:
-        MySQLConnectionManager(**{name: None})
+        settings: dict[str, Any] = {name: None}
+        MySQLConnectionManager(**settings)
 
 
 def test_a_url_that_is_no_text_is_refused() -> None:
