@@ -11,7 +11,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 
@@ -20,12 +20,10 @@ from .servers import CHOICE, Server, ServerFactory, ServerFailed, Servers, chose
 from .sources import Unavailable
 
 SERVERS = pytest.StashKey[Servers]()
-WORKERS = pytest.StashKey[list[tuple[dict[str, str], list[str]]]]()  # what pytest-xdist's processes have asked
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SERVERS] = Servers()
-    config.stash[WORKERS] = []
     try:
         chosen()
     except ValueError as error:
@@ -99,33 +97,10 @@ def _nothing_to_be_had(reason: str) -> NoReturn:
     pytest.skip(f"NO SERVER: {reason}")
 
 
-def _asked(config: pytest.Config) -> tuple[dict[str, str], list[str]]:
-    """The servers of this process: versions by kind, and lines of the report."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     known = config.stash[SERVERS].known()
     lines = [f"{server.kind}: {server.name} {server.version} ({server.label})" for server in known]
-    return {server.kind: f"{server.name} {server.version}" for server in known}, lines + config.stash[SERVERS].notes
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tell the main process of pytest-xdist."""
-    output = getattr(session.config, "workeroutput", None)
-    if output is not None:
-        output["pool_servers"] = _asked(session.config)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """Hear what a process of pytest-xdist has asked; it says nothing if it has died."""
-    found = getattr(node, "workeroutput", {}).get("pool_servers")
-    if found:
-        node.config.stash[WORKERS].append(found)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    versions, lines = _asked(config)
-    for theirs, more in config.stash[WORKERS]:
-        versions |= theirs
-        lines += [line for line in more if line not in lines]
+    lines += config.stash[SERVERS].notes
     if lines:
         terminalreporter.section("servers", sep="-")
         for line in lines:
@@ -138,6 +113,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         number["failed"] += len(terminalreporter.stats.get("xpassed", ()))
         Path(directory).mkdir(parents=True, exist_ok=True)
         result = Path(directory, f"{uuid.uuid4().hex}.json")
+        versions = {server.kind: f"{server.name} {server.version}" for server in known}
         free_threaded = "" if getattr(sys, "_is_gil_enabled", lambda: True)() else " free-threaded"
         python = f"{platform.python_version()}{free_threaded}"
         result.write_text(json.dumps({**number, "servers": lines, "versions": versions, "python": python}))

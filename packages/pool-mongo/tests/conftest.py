@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,14 +65,6 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     """Each driver in turn."""
     chosen: Kind = request.param
     return chosen
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let pytest-xdist run each driver in a process of its own, with servers of its own."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("motor" if "motor" in item.nodeid.lower() else "pymongo"))
 
 
 @pytest.fixture(scope="session", autouse=True)
