@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import aiomcache
@@ -50,7 +51,10 @@ class Link:
         """Open a connection; nothing is sent, except for TLS. `name` is the server's, in its certificate."""
         if path is not None:
             return cls(*await asyncio.open_unix_connection(path, ssl=tls, server_hostname=name))
-        return cls(*await asyncio.open_connection(host, port, ssl=tls, server_hostname=name))
+        try:
+            return cls(*await asyncio.open_connection(host, port, ssl=tls, server_hostname=name))
+        except socket.gaierror as error:  # which does not say whose address is missing
+            raise socket.gaierror(error.errno, f"{host}: {error.strerror}") from None
 
     # What a command of aiomcache asks of its reader and its writer.
 

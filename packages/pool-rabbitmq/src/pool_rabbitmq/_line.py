@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from yarl import URL
 
+_SILENCE = 3.0  # seconds. A broker answers the protocol's header at once; other servers wait for the rest of a line.
 # What OpenSSL says, by version, when the answer to its greeting is not TLS.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "PACKET_LENGTH_TOO_LONG")
 # aio_pika 10.2 leaves something on the connection for each channel that it ever had.
@@ -67,6 +69,8 @@ class _Socket(TransportFactory):
         try:
             reader, self.writer = await factory.create(url, **kwargs)
         except amqp.AMQPConnectionError as error:
+            if isinstance(error.__cause__, socket.gaierror):
+                raise amqp.AMQPConnectionError(f"{place}: {error.__cause__.strerror}") from error.__cause__
             if isinstance(error.__cause__, ssl.SSLError) and error.__cause__.reason in _NO_TLS:
                 raise amqp.IncompatibleProtocolError(
                     f"the server at {place} does not use TLS there: use its TLS port, or amqp:// in place of amqps://"
@@ -77,12 +81,20 @@ class _Socket(TransportFactory):
 
 
 def _check_first_byte(reader: Any, place: str) -> None:
-    """See that the first frame is one. aiormq would take an answer in HTTP for a frame of a gigabyte."""
+    """See that the first frame is one, and comes at once. aiormq would take an answer in HTTP for a frame of a gigabyte."""
     readexactly = reader.readexactly
 
     async def checked(size: int) -> bytes:
         del reader.readexactly
-        data: bytes = await readexactly(size)
+        try:
+            async with asyncio.timeout(_SILENCE):
+                data: bytes = await readexactly(size)
+        except TimeoutError:
+            # Not a ConnectionError, which aiormq would wrap into another one.
+            raise amqp.AMQPError(
+                f"the server at {place} took the connection and said nothing for {_SILENCE:g} s: it hangs, or this is not "
+                "the port of an AMQP broker"
+            ) from None
         if data == b"\x15":
             raise amqp.ProtocolSyntaxError(f"the server at {place} uses TLS: write amqps:// in place of amqp://")
         if data not in (b"\x01", b"A"):  # a method, or the version of the protocol that it would rather speak
