@@ -25,6 +25,7 @@ from containers import support  # noqa: E402 - nox does not put this folder into
 
 PACKAGES = ["pool-core", "pool-sqlite", "pool-postgres", "pool-redis", "pool-mysql", "pool-mongo"]
 PACKAGES += ["pool-memcached", "pool-rabbitmq"]
+PACKAGES += ["pool-odbc", "pool-neo4j", "pool-arangodb"]
 ADAPTERS = PACKAGES[1:]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 FLOOR, NEWEST = PYTHONS[0], PYTHONS[-1]
@@ -40,6 +41,9 @@ SERVERS = {
     "mongo": ["mongo:7"],
     "memcached": ["memcached:1"],
     "rabbitmq": ["rabbitmq:4"],
+    "odbc": ["postgres:18", "mysql:9", "mariadb:10.11"],
+    "neo4j": ["neo4j:5"],
+    "arangodb": ["arangodb:3.12"],
 }
 WITH_SERVERS = [adapter for adapter in SERVERS if any(SERVERS[adapter])]
 # Most of the time of these tests is waiting for servers, so they run in two processes: by server, or by driver.

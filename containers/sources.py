@@ -352,9 +352,9 @@ class ProcessSite:
         self.address = self.inside = replace(login, host="127.0.0.1", port=free_port())
         self._directory = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=STATE))
         self._log = self._directory / "log"
-        # Servers refuse to run as root, or should. The stand-in for MongoDB lives in this environment, which `nobody`
-        # may not be able to read.
-        self._user = "nobody" if os.getuid() == 0 and kind.key != "mongo" else None
+        # Servers refuse to run as root, or should. What is made of Python lives in this environment, which `nobody` may
+        # not be able to read.
+        self._user = "nobody" if os.getuid() == 0 and not kind.in_python else None
         self._process: subprocess.Popen[bytes] | None = None
         self._place = Place(self._directory, self.address, behind, self._run)
         self._prepared = False

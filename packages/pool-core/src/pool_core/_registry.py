@@ -44,6 +44,16 @@ EXTRAS = {
     "memcacheds": "memcached",
     "amqp": "rabbitmq",
     "amqps": "rabbitmq",
+    "odbc": "odbc",
+    "mssql": "odbc",
+    "neo4j": "neo4j",
+    "neo4j+s": "neo4j",
+    "neo4j+ssc": "neo4j",
+    "bolt": "neo4j",
+    "bolt+s": "neo4j",
+    "bolt+ssc": "neo4j",
+    "arangodb": "arangodb",
+    "arangodb+https": "arangodb",
 }
 """What to install for a scheme that nobody claims: the extras of pool-core, by scheme."""
 
