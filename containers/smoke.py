@@ -7,7 +7,17 @@ import importlib.resources
 import pool_sqlite
 from pool_core import Pool
 
-ADAPTERS = ("pool_postgres", "pool_redis", "pool_mysql", "pool_mongo", "pool_sqlite", "pool_memcached", "pool_rabbitmq", "pool_neo4j", "pool_arangodb")
+ADAPTERS = (
+    "pool_postgres",
+    "pool_redis",
+    "pool_mysql",
+    "pool_mongo",
+    "pool_sqlite",
+    "pool_memcached",
+    "pool_rabbitmq",
+    "pool_neo4j",
+    "pool_arangodb",
+)
 
 
 async def main() -> None:
