@@ -11,7 +11,8 @@ from pool_core import ReplaceConnection, Verdict
 from pool_core.adapters import boolean, choice, dropping_on_failure, is_transient, judge, number
 
 from pool_postgres import _internals
-from pool_postgres._errors import VERDICTS, heals
+from pool_postgres._errors import heals
+from pool_postgres._postgres import RESETS, SAVEPOINT, VERDICTS
 from pool_postgres._settings import PostgresSettings
 
 if TYPE_CHECKING:
@@ -21,16 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresConnectionManager"]
 
-# What DISCARD ALL does, but for prepared statements and plans: asyncpg keeps its own, and they belong to no borrower.
-# One message of several statements is one round trip and one transaction. SET SESSION AUTHORIZATION comes first, since
-# the borrower's role may be allowed less; the function is named in full, since search_path may still be the borrower's.
-_SAFE: Final = (
-    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; UNLISTEN *; "
-    "SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
-)
-_RESETS: Final = {"safe": _SAFE, "strict": f"{_SAFE}; DISCARD PLANS; DEALLOCATE ALL", "none": ""}
-# DISCARD ALL itself is refused in a message of several statements, so it could not follow a ROLLBACK.
-_SAVEPOINT: Final = "pool_core_check_in"
 _STANDBYS: Final = ("standby", "read-only", "prefer-standby")
 
 
@@ -92,9 +83,9 @@ class PostgresConnectionManager:
         self._use(PostgresSettings(dsn, connect_kwargs))
         if reset is None:
             reset = "none" if self._settings.values.get("pgbouncer") else "safe"
-        choice(*_RESETS).check("reset", reset)
+        choice(*RESETS).check("reset", reset)
         self._reset = reset
-        self._queries = (_RESETS[reset], f"ROLLBACK; {_RESETS[reset]}")  # by whether there is a transaction
+        self._queries = (RESETS[reset], f"ROLLBACK; {RESETS[reset]}")  # by whether there is a transaction
         if type(self).has_broken is PostgresConnectionManager.has_broken and not (
             test_transaction or self._close_open_transactions
         ):
@@ -134,7 +125,7 @@ class PostgresConnectionManager:
             self._driver_is_known = _internals.known(conn)
             if self._test_transaction:
                 await conn.transaction().start()
-                await conn.execute(f"SAVEPOINT {_SAVEPOINT}")
+                await conn.execute(f"SAVEPOINT {SAVEPOINT}")
         self._connections.setdefault(asyncio.get_running_loop(), weakref.WeakSet()).add(conn)
         return conn
 
@@ -195,11 +186,11 @@ class PostgresConnectionManager:
 
     async def _check_in(self, conn: Connection) -> None:
         """Let the test transaction go on from here, or from where the lease began if the lease left it failed."""
-        renew = f"RELEASE SAVEPOINT {_SAVEPOINT}; {self._queries[False]}; SAVEPOINT {_SAVEPOINT}"
+        renew = f"RELEASE SAVEPOINT {SAVEPOINT}; {self._queries[False]}; SAVEPOINT {SAVEPOINT}"
         try:
             await conn.execute(renew)
         except asyncpg.InFailedSQLTransactionError:
-            await conn.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}; {renew}")
+            await conn.execute(f"ROLLBACK TO SAVEPOINT {SAVEPOINT}; {renew}")
 
     def is_transient(self, exc: Exception, /) -> bool:
         """Tell by SQLSTATE and by the system's error whether the same connect may succeed later.
