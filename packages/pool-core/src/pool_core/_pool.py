@@ -254,6 +254,11 @@ class Pool(Generic[C]):
         return self._shell.listen(listener)
 
     @property
+    def manager(self) -> ConnectionManager[C]:
+        """The manager that the pool was made with."""
+        return self._shell.calls.manager
+
+    @property
     def config(self) -> PoolConfig:
         """The options in force; ``resize`` replaces it."""
         self._shell.life.check_fork()

@@ -168,6 +168,12 @@ class SqliteConnectionManager:
             raise ReplaceConnection("the borrower changed the session")
         return conn.reset() if conn.needs_reset() else None
 
+    def keep(self, conn: aiosqlite.Connection, /) -> None:
+        """Let ``reset`` go back to the session as it is now, as it does to what a customizer's on_connect has set up."""
+        if isinstance(conn, WatchedConnection):
+            conn.await_setup()
+            conn.set_up()
+
     async def close(self, conn: aiosqlite.Connection, /) -> None:
         """Close the database and end the thread, after calls that are still queued."""
         await conn.close()
