@@ -26,6 +26,7 @@ GROUP = "pool_core.managers"
 EXTRAS = {
     "postgresql": "postgres",
     "postgres": "postgres",
+    "postgresql+psycopg": "psycopg",
     "redis": "redis",
     "rediss": "redis",
     "unix": "redis",
