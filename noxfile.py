@@ -53,7 +53,8 @@ WITH_SERVERS = [adapter for adapter in SERVERS if any(SERVERS[adapter])]
 # (pytest-xdist would bring up each fleet in both: its groups do not work with pytest 9.)
 HALVES = {"redis": [("redis", ""), ("valkey", "valkey")], "mongo": [("", "not motor"), ("", "motor")]}
 EXTRAS = {"pool-mongo": "[motor]", "pool-psycopg": "[binary]"}  # that their tests need
-NEEDS = {  # other packages that their tests need
+NEEDS = {  # other packages that their tests need, if only to ask the servers who they are
+    "odbc": ["pool-postgres", "pool-mysql"],
     "psycopg": ["pool-postgres"],
     "sqlalchemy": ["pool-postgres", "pool-psycopg", "pool-mysql", "pool-sqlite"],
 }
