@@ -5,8 +5,8 @@ Nothing here imports asyncio.
 
 from typing import TYPE_CHECKING, Any
 
-from .._config import PoolConfig, PoolOptions, QueueStrategy
-from .._errors import (
+from pool_core._config import PoolConfig, PoolOptions, QueueStrategy
+from pool_core._errors import (
     BrokenConnection,
     ConnectError,
     ForkedPool,
@@ -20,7 +20,8 @@ from .._errors import (
     PoolWarning,
     ReplaceConnection,
 )
-from .._statistics import CloseReason, Holder, State, Statistics
+from pool_core._statistics import CloseReason, Holder, State, Statistics
+
 from ._lease import DedicatedConnection, PooledConnection
 from ._manager import (
     ConnectionCustomizer,
@@ -35,7 +36,7 @@ from ._manager import (
 from ._pool import Pool
 
 if TYPE_CHECKING:
-    from .._events import (
+    from pool_core._events import (
         CheckedIn,
         CheckedOut,
         Closed,
@@ -96,7 +97,7 @@ if not TYPE_CHECKING:  # pragma: no branch - for type checkers a module with __g
         if name not in __all__:
             msg = f"module {__name__!r} has no attribute {name!r}"
             raise AttributeError(msg)
-        from .. import _events
+        from pool_core import _events
 
         found = globals()[name] = getattr(_events, name)
         return found

@@ -10,11 +10,12 @@ import warnings
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from .._errors import PoolWarning
-from .._manager import Verdict
-from .._messages import label
-from .._slot import Slot
-from .._statistics import CloseReason
+from pool_core._errors import PoolWarning
+from pool_core._manager import Verdict
+from pool_core._messages import label
+from pool_core._slot import Slot
+from pool_core._statistics import CloseReason
+
 from . import _primitives
 from ._workers import Call, Worker, Workers
 

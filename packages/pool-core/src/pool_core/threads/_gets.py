@@ -11,12 +11,13 @@ import warnings
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .. import _messages as messages
-from .._deadlock import count_blocked_holders
-from .._errors import ConnectError, PoolWarning
-from .._hooks import text
-from .._messages import THREADS, Picture
-from .._slot import DISCARD, LENT, RAISED, UNUSED, Slot, Waiter
+from pool_core import _messages as messages
+from pool_core._deadlock import count_blocked_holders
+from pool_core._errors import ConnectError, PoolWarning
+from pool_core._hooks import text
+from pool_core._messages import THREADS, Picture
+from pool_core._slot import DISCARD, LENT, RAISED, UNUSED, Slot, Waiter
+
 from . import _primitives
 from ._calls import outsider
 from ._lease import DedicatedConnection
@@ -267,7 +268,7 @@ class Gets(Generic[C]):
         if self._helps and self._state.queue.live:
             for waiter in self.waiting:
                 if not (waiter.busy or waiter.idle_only) and waiter.answer is None:
-                    return lambda call: self._have_run(waiter, call)  # noqa: B023 - returned at once
+                    return lambda call: self._have_run(waiter, call)
         return None
 
     def _have_run(self, waiter: GetWaiter[C], call: Call) -> None:
@@ -380,7 +381,7 @@ class Gets(Generic[C]):
             call = shell.event(start)
             in_time = gate.wait(limit - (_primitives.monotonic() - began)) and not call.ended
         except BaseException:
-            shell.surely(shell._give_back, lease, slot, slot.uses, RAISED | DISCARD, False, False)  # noqa: FBT003
+            shell.surely(shell._give_back, lease, slot, slot.uses, RAISED | DISCARD, False, False)
             raise
         if in_time and outcome[0] is None:
             return
@@ -402,7 +403,7 @@ class Gets(Generic[C]):
         if shell.hooks.interrupt is not None:
             slot = lease._slot
             if slot is not None:
-                shell.event(shell._give_back, lease, slot, slot.uses, UNUSED, False, False)  # noqa: FBT003
+                shell.event(shell._give_back, lease, slot, slot.uses, UNUSED, False, False)
             shell.hooks.raise_interrupt()
 
     def _describe(self, now: float, waiter: GetWaiter[C] | None) -> Picture:

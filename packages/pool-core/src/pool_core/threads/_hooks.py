@@ -9,11 +9,11 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from .._hooks import Hooks
+from pool_core._hooks import Hooks
 
 if TYPE_CHECKING:
-    from .._config import PoolConfig
-    from .._statistics import Counters
+    from pool_core._config import PoolConfig
+    from pool_core._statistics import Counters
 
 
 class _Own(threading.local):
@@ -35,7 +35,7 @@ class ThreadHooks(Hooks):
         self._turn = threading.Lock()
 
     @property
-    def interrupt(self) -> BaseException | None:  # type: ignore[override]
+    def interrupt(self) -> BaseException | None:
         """A KeyboardInterrupt or SystemExit that a hook raised in this thread: it is raised where nothing is half done."""
         return self._own.interrupt
 

@@ -6,9 +6,10 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from .._errors import PoolError
-from .._messages import label
-from .._slot import BROKEN, DISCARD, IDLE, RAISED, Slot
+from pool_core._errors import PoolError
+from pool_core._messages import label
+from pool_core._slot import BROKEN, DISCARD, IDLE, RAISED, Slot
+
 from . import _primitives
 from ._calls import outsider
 
@@ -75,7 +76,8 @@ class PooledConnection(Generic[C]):
                     fresh, one = state.fresh, (slot,)
                     try:
                         with pool._section.lock:  # no call in this block: no signal handler runs in it
-                            if not state.slow and slot.mark is None and self._slot is slot:
+                            # Asked again: other threads were here.
+                            if not state.slow and slot.mark is None and self._slot is slot:  # type: ignore[redundant-expr]
                                 self._slot = None
                                 slot.holder = None
                                 slot.state = IDLE
@@ -100,7 +102,7 @@ class PooledConnection(Generic[C]):
         """The driver's own connection. Raises PoolError after its release."""
         slot = self._held()
         if self._pool._shell.config.guard:
-            from .._guard import Guard  # for those who ask for it
+            from pool_core._guard import Guard  # for those who ask for it
 
             return cast("C", Guard(cast("Any", self), slot.conn))
         return slot.conn

@@ -19,8 +19,9 @@ import weakref
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from .. import _messages as messages
-from .._messages import THREADS
+from pool_core import _messages as messages
+from pool_core._messages import THREADS
+
 from . import _primitives
 from ._calls import GRACE
 from ._workers import Watch
@@ -139,7 +140,7 @@ class Lifecycle(Generic[C]):
                 raise outcome.error
             return
 
-    def _begin_open(self, now: float, wait: bool, watch: Watch) -> Opening | str | None:  # noqa: FBT001
+    def _begin_open(self, now: float, wait: bool, watch: Watch) -> Opening | str | None:
         """Begin an opening, or find the one to join. A text: the last one is still being cleaned up."""
         shell = self._shell
         if self.stage == "open":
@@ -181,7 +182,7 @@ class Lifecycle(Generic[C]):
             assert limit is not None
             seen = shell.event(shell.gets.describe_opening)
             error = shell.state.last_error or messages.timed_out(shell.config, seen, limit, limit)
-            shell.event(lambda _: opening.outcome is None and self.end_opening(Outcome("failed", error)))
+            shell.event(self._end_opening_of, opening, Outcome("failed", error))
         assert opening.outcome is not None
         return opening.outcome
 
@@ -196,6 +197,10 @@ class Lifecycle(Generic[C]):
         if self.stage == "open":
             self._aborted = True
             self.begin_close(now)
+
+    def _end_opening_of(self, now: float, opening: Opening, outcome: Outcome) -> None:
+        if opening.outcome is None:
+            self.end_opening(outcome)
 
     def end_opening(self, outcome: Outcome) -> None:
         """Wake up all who wait for open(). Under the lock."""

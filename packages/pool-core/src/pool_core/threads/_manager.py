@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, TypeVar, runtime_checkable
 
-from .._manager import SupportsIsClean, SupportsJudge, SupportsTransient, Verdict
+from pool_core._manager import SupportsIsClean, SupportsJudge, SupportsTransient, Verdict
 
 __all__ = [
     "ConnectionCustomizer",

@@ -6,11 +6,12 @@ import inspect
 import warnings
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from .._check import check_manager
-from .._config import HOOKS, PoolConfig, PoolOptions, check_names, check_timeout
-from .._errors import BrokenConnection, PoolFull
-from .._messages import label
-from .._slot import LENT
+from pool_core._check import check_manager
+from pool_core._config import HOOKS, PoolConfig, PoolOptions, check_names, check_timeout
+from pool_core._errors import BrokenConnection, PoolFull
+from pool_core._messages import label
+from pool_core._slot import LENT
+
 from ._borrower import here, local
 from ._lease import DedicatedConnection, PooledConnection, refuse_async
 from ._shell import Shell
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import NoReturn, Self, Unpack
 
-    from .._events import Event
-    from .._statistics import Holder, State
+    from pool_core._events import Event
+    from pool_core._statistics import Holder, State
+
     from ._manager import ConnectionManager
 
 __all__ = ["Pool"]
@@ -76,7 +78,7 @@ class Pool(Generic[C]):
             TypeError: an unknown ``pool_*`` key.
             ImportError: the adapter that claims the scheme cannot be imported.
         """
-        from .._registry import THREADS_GROUP, manager_and_options  # its imports cost more than the pool's own
+        from pool_core._registry import THREADS_GROUP, manager_and_options  # its imports cost more than the pool's own
 
         manager, found = manager_and_options(url, THREADS_GROUP)
         merged = cast("PoolOptions[Any]", {**found, **options})
@@ -286,7 +288,7 @@ class Pool(Generic[C]):
         Raises:
             TypeError: it is not callable, or a coroutine function.
         """
-        if not callable(listener) or inspect.iscoroutinefunction(listener):
+        if inspect.iscoroutinefunction(cast("object", listener)) or not callable(listener):
             msg = f"listener={listener!r}: must be an ordinary function of one event"
             raise TypeError(msg)
         self._shell.life.check_fork()

@@ -15,17 +15,18 @@ from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .. import _messages as messages
-from .._errors import PoolError, ReplaceConnection
-from .._manager import Verdict
-from .._messages import THREADS
-from .._repair import repair
-from .._slot import BROKEN, DISCARD, IDLE, LENT, Approval, Order, Slot
-from .._state import PoolState
-from .._statistics import CloseReason, Holder
+from pool_core import _messages as messages
+from pool_core._errors import PoolError, ReplaceConnection
+from pool_core._manager import Verdict
+from pool_core._messages import THREADS
+from pool_core._repair import repair
+from pool_core._slot import BROKEN, DISCARD, IDLE, LENT, Approval, Order, Slot
+from pool_core._state import PoolState
+from pool_core._statistics import CloseReason, Holder
+
 from . import _primitives
 from ._borrower import here
-from ._calls import GRACE, SILENT, Calls
+from ._calls import GRACE, Calls
 from ._gets import Gets, GetWaiter
 from ._hooks import ThreadHooks
 from ._lifecycle import Lifecycle, Outcome
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-    from .._config import PoolConfig
-    from .._events import Event
+    from pool_core._config import PoolConfig
+    from pool_core._events import Event
+
     from ._manager import ConnectionManager
 
 C = TypeVar("C")
@@ -264,9 +266,8 @@ class Shell(Generic[C]):
         if call.ended and not self.life.final:
             late = TimeoutError(f"close took longer than close_timeout={self.config.close_timeout} s")
             self.hooks.report(late, f"closing connection #{slot.id} failed")
-        if not call.abandoned and ended_well is not True:
-            if slot.mark in SILENT or self.life.final or call.ended:
-                self.calls.abandoned(f"connection #{slot.id}")
+        if ended_well is not True and not call.abandoned and (self.life.final or call.ended):
+            self.calls.abandoned(f"connection #{slot.id}")
         if slot in self.state.closing:
             self.state.gone(slot, now)
 
@@ -304,13 +305,13 @@ class Shell(Generic[C]):
         dirty = not how & (BROKEN | DISCARD) and calls.needs_reset(slot.conn)
         uses = slot.uses
         if self.is_inside(here()):
-            self.inbox.append(lambda now: self._give_back(now, lease, slot, uses, how, dirty, False))  # noqa: FBT003
+            self.inbox.append(lambda now: self._give_back(now, lease, slot, uses, how, dirty, False))
             self.watch.gate.open()
             return
         try:
             self.event(self._give_back, lease, slot, uses, how, dirty, verdict is Verdict.RETIRE_ALL)
         except BaseException:  # an interrupt
-            self.surely(self._give_back, lease, slot, uses, how, dirty, False)  # noqa: FBT003
+            self.surely(self._give_back, lease, slot, uses, how, dirty, False)
             raise
         self.hooks.raise_interrupt()
 
@@ -428,7 +429,7 @@ class Shell(Generic[C]):
     @staticmethod
     def events() -> ModuleType:
         """The classes of the events; making them takes 4 ms, which pools without listeners save."""
-        from .. import _events as events
+        from pool_core import _events as events
 
         return events
 

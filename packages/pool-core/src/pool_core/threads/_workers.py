@@ -128,9 +128,9 @@ class Workers:
             if ended is not None:
                 worker.call = None
                 outcome = ended.run()
-            elif not worker.parked:
-                return
-            elif not worker.gate.wait(inf if len(self.idle) <= KEPT else LINGER) and self._retire(worker):
+            elif not worker.parked or (
+                not worker.gate.wait(inf if len(self.idle) <= KEPT else LINGER) and self._retire(worker)
+            ):
                 return
 
     def _retire(self, worker: Worker) -> bool:
