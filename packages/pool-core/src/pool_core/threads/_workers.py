@@ -10,7 +10,7 @@ from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from ._primitives import Gate, start_thread
+from . import _primitives
 
 if TYPE_CHECKING:
     import threading
@@ -70,7 +70,7 @@ class Worker:
 
     def __init__(self, call: Call) -> None:
         self.call: Call | None = call
-        self.gate = Gate()
+        self.gate = _primitives.Gate()
         self.parked = False  # it waits for a call
         self.thread: threading.Thread | None = None
 
@@ -110,7 +110,7 @@ class Workers:
                 worker = Worker(self.queue.popleft())
                 self.all[worker] = None
             try:
-                worker.thread = start_thread(lambda worker=worker: self._work(worker), f"{self._name}: worker")  # type: ignore[misc]
+                worker.thread = _primitives.start_thread(lambda worker=worker: self._work(worker), f"{self._name}: worker")  # type: ignore[misc]
             except RuntimeError:  # no more threads: the next idle worker takes it, or it times out
                 with self._section.lock:
                     self.all.pop(worker, None)
@@ -177,19 +177,17 @@ class Watch:
     def __init__(self, name: str, look: Callable[[], None]) -> None:
         self._name = name
         self._look = look
-        self.gate = Gate()
+        self.gate = _primitives.Gate()
         self.at = -inf  # when it looks next, at the latest
         self.stopping = False
         self.thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread."""
-        self.thread = start_thread(self._run, f"{self._name}: watch")
+        self.thread = _primitives.start_thread(self._run, f"{self._name}: watch")
 
     def _run(self) -> None:
-        from . import _primitives  # the clock may be another one in tests
-
-        while True:
+        while not self.stopping:
             self._look()
             if self.stopping:
                 return
