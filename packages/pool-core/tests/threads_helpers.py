@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from pool_core.threads import Pool
 
@@ -19,7 +19,7 @@ class Conn:
         self.dirty = False
         self.users = 0
 
-    def __enter__(self) -> Conn:
+    def __enter__(self) -> Self:
         """Use it: a second user at the same time is a fault of the pool."""
         assert self.users == 0, f"{self} has two users"
         assert self.state == "open", f"{self} is {self.state}"

@@ -288,7 +288,9 @@ class GuardedState:
         return self if slot is None else self.inner.__get__(slot, owner)
 
     def __set__(self, slot: Any, value: str) -> None:
-        assert slot.id == 0 or any(s.lock._is_owned() for s in sections), "a connection's state changes without the lock"
+        assert slot.id == 0 or any(s.lock._is_owned() for s in sections), (
+            "a connection's state changes without the lock"
+        )
         self.inner.__set__(slot, value)
 
 
@@ -313,12 +315,16 @@ def simulation(scheduler: Scheduler) -> Iterator[None]:
     mutators = {
         name: _guarded(method)
         for name, method in vars(PoolState).items()
-        if isinstance(method, types.FunctionType) and not name.startswith("_") and name not in {*READS, "configure", "shut"}
+        if isinstance(method, types.FunctionType)
+        and not name.startswith("_")
+        and name not in {*READS, "configure", "shut"}
     }
     local = SimLocal()
     before, _scheduler = _scheduler, scheduler
     with (
-        mock.patch.multiple(_primitives, Gate=SimGate, Section=SimSection, monotonic=now, start_thread=sim_start_thread),
+        mock.patch.multiple(
+            _primitives, Gate=SimGate, Section=SimSection, monotonic=now, start_thread=sim_start_thread
+        ),
         mock.patch.object(_borrower, "local", local),
         mock.patch.object(_pool, "local", local),
         mock.patch.object(_borrower, "threading", threads),

@@ -15,7 +15,7 @@ from ._statistics import CloseReason
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
-    from ._slot import Waiter
+    from ._slot import Slot, Waiter
     from ._state import PoolState
 
 C = TypeVar("C")
@@ -53,29 +53,36 @@ def _repair_places(state: PoolState[C]) -> None:
         if slot in state.closing:
             del state.slots[slot]  # `close_one` had begun: counted as missing
             idle.remove_these({slot})
-            slot.state, slot.holder = CLOSING, None
+            _put(slot, CLOSING)
             slot.mark = slot.mark or CloseReason.LEAKED
             state.counters.uses_gone += slot.uses
         elif slot in state.validating:
-            slot.state, slot.holder = VALIDATING, None
+            _put(slot, VALIDATING)
         elif slot in state.resetting:
-            slot.state, slot.holder = RESETTING, None
+            _put(slot, RESETTING)
         elif slot in idle.fresh or slot in idle.stale:
-            slot.state, slot.holder = IDLE, None
+            _put(slot, IDLE)
         elif slot.state is LENT and slot.holder is not None:
             pass
         elif slot.state in (IDLE, OPENING, VALIDATING):
-            slot.state, slot.holder = IDLE, None  # on its way from one place to another: sound, and to be validated
+            _put(slot, IDLE)  # on its way from one place to another: sound, and to be validated
             idle.stale.append(slot)
         else:  # on its way back from a borrower: not known to be clean
             state.close_one(slot, CloseReason.LEAKED, terminate=True)
     for slot in state.closing:
-        slot.state, slot.holder = CLOSING, None
+        _put(slot, CLOSING)
     if not state.is_open:
         for slot in idle.remove(lambda _: True):
             state.close_one(slot, CloseReason.POOL_CLOSED)
         for slot in state.slots:
             slot.mark = slot.mark or CloseReason.POOL_CLOSED
+
+
+def _put(slot: Slot[C], state: str) -> None:
+    """Say where it is."""
+    slot.holder = None
+    if slot.state != state:
+        slot.state = state
 
 
 def _repair_queue(state: PoolState[C], waiters: Iterable[Waiter[C]]) -> None:

@@ -326,6 +326,13 @@ class Calls(Generic[C]):
         if call.abandoned and call.verb == "connect" and outcome[0] is None:
             self.close_outside(outcome[1])
 
+    def running(self) -> dict[Any, Call]:
+        """Forget those whose end an interrupt has cut off, and return the others."""
+        for key, call in [*self.under_way.items()]:
+            if call.over and not call.abandoned:
+                del self.under_way[key]
+        return self.under_way
+
     def repair(self) -> None:
         """Give those calls to a worker that an interrupt has kept from it."""
         self.workers.repair()

@@ -135,7 +135,9 @@ class Gets(Generic[C]):
             else:
                 raise messages.timed_out(shell.config, seen, 0.0, limit)
         except BaseException as error:
-            if not isinstance(error, Exception):  # an interrupt, perhaps in the moment of the hand-off
+            if isinstance(error, Exception):
+                shell.hooks.raise_interrupt()
+            else:  # an interrupt, perhaps in the moment of the hand-off
                 shell.surely(self._interrupted, waiter, me)
             raise
         if state.observed:
@@ -163,6 +165,7 @@ class Gets(Generic[C]):
                 shell.surely(self._interrupted, waiter, me)
             raise
         if lease._slot is None:
+            shell.hooks.raise_interrupt()
             return False
         if self._state.observed:
             self._check_out(lease, began, 0)

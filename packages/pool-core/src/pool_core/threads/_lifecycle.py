@@ -219,7 +219,9 @@ class Lifecycle(Generic[C]):
         """Go on with what an interrupt has cut off."""
         if self.stage == "opening" and not self._shell.state.starting:
             self.end_opening(Outcome("open"))
-        if self.final and self.stage == "closing":
+        if self.stage == "closing" and self._shell.state.is_open:
+            self.begin_close(now)
+        if self.stage == "closing" and self.final:
             self._finish(now)
 
     # -- closing
@@ -297,10 +299,8 @@ class Lifecycle(Generic[C]):
         shell = self._shell
         me = threading.current_thread()
         deadline = _primitives.monotonic() + 0.5
-        with shell.section.lock:
-            threads = [w.thread for w in shell.calls.workers.all if w.parked]
-            threads.append(shell.watch.thread)
-        for thread in threads:
+        workers = _primitives.read(shell.section, lambda: [w for w in shell.calls.workers.all if w.parked])
+        for thread in (*(worker.thread for worker in workers), shell.watch.thread):
             if thread is not None and thread is not me:
                 thread.join(max(0.0, deadline - _primitives.monotonic()))
 

@@ -14,6 +14,7 @@ from pool_core._slot import LENT
 
 from ._borrower import here, local
 from ._lease import DedicatedConnection, PooledConnection, refuse_async
+from ._primitives import read
 from ._shell import Shell
 
 if TYPE_CHECKING:
@@ -195,7 +196,8 @@ class Pool(Generic[C]):
                     self._shell.gets.found_broken(lease, slot, raised)
             self._shell.gets.acquire(lease, timeout, me)
         except BaseException:
-            section.leave()
+            if section.owner is not me:  # else it was called from within an event, which goes on
+                section.leave()
             if lease._slot is not None:
                 self._shell.gets.return_unused(lease, me)
             raise
@@ -305,8 +307,7 @@ class Pool(Generic[C]):
         self._shell.life.check_fork()
         if self._shell.is_inside(here()):
             return self._state.snapshot()
-        with self._section.lock:
-            return self._state.snapshot()
+        return read(self._section, self._state.snapshot)
 
     def holders(self) -> list[Holder]:
         """Return who holds what, and how long; the longest first. ``task`` is the thread's name."""

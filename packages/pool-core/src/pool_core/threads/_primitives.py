@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Gate", "Section", "monotonic", "start_thread"]
+__all__ = ["Gate", "Section", "monotonic", "read", "start_thread"]
+
+T = TypeVar("T")
 
 LONGEST = 1e6
 """Seconds. A lock cannot wait longer than some centuries, and a few days are the same to whoever waits."""
@@ -59,6 +61,16 @@ class Section:
         """Release the lock if an interrupt has left it held by this thread."""
         if self.lock._is_owned():
             self.lock.release()
+
+
+def read(section: Section, look: Callable[[], T]) -> T:
+    """Look at something under the lock, and change nothing."""
+    try:
+        with section.lock:
+            return look()
+    except BaseException:
+        section.leave()
+        raise
 
 
 def start_thread(target: Callable[[], None], name: str) -> threading.Thread:

@@ -140,8 +140,7 @@ class Shell(Generic[C]):
         now = _primitives.monotonic()
         self.section.owner = me
         waiting = [waiter for waiter in self.gets.waiting if waiter.answer is None]
-        known = self.calls.under_way
-        repair(self.state, now, waiting, known)
+        repair(self.state, now, waiting, self.calls.running())
         self.gets.repair()
         self.calls.repair()
         self.life.repair(now)
@@ -151,8 +150,7 @@ class Shell(Generic[C]):
         """The pool's numbers in words."""
         if self.life.forked or self.is_inside(here()):
             return messages.numbers(self.state)
-        with self.section.lock:
-            return messages.numbers(self.state)
+        return _primitives.read(self.section, lambda: messages.numbers(self.state))
 
     def look(self) -> None:
         """The watch looks at what is due."""
@@ -310,8 +308,9 @@ class Shell(Generic[C]):
             return
         try:
             self.event(self._give_back, lease, slot, uses, how, dirty, verdict is Verdict.RETIRE_ALL)
-        except BaseException:  # an interrupt
-            self.surely(self._give_back, lease, slot, uses, how, dirty, False)
+        except BaseException:  # an interrupt, perhaps when all was done
+            lease._slot = None
+            self.surely(self._give_back, None, slot, uses, how, dirty, False)
             raise
         self.hooks.raise_interrupt()
 

@@ -110,7 +110,9 @@ class Workers:
                 worker = Worker(self.queue.popleft())
                 self.all[worker] = None
             try:
-                worker.thread = _primitives.start_thread(lambda worker=worker: self._work(worker), f"{self._name}: worker")  # type: ignore[misc]
+                worker.thread = _primitives.start_thread(
+                    lambda worker=worker: self._work(worker), f"{self._name}: worker"
+                )  # type: ignore[misc]
             except RuntimeError:  # no more threads: the next idle worker takes it, or it times out
                 with self._section.lock:
                     self.all.pop(worker, None)
