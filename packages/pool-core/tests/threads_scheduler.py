@@ -323,7 +323,12 @@ def simulation(scheduler: Scheduler) -> Iterator[None]:
     before, _scheduler = _scheduler, scheduler
     with (
         mock.patch.multiple(
-            _primitives, Gate=SimGate, Section=SimSection, monotonic=now, start_thread=sim_start_thread
+            _primitives,
+            Gate=SimGate,
+            Section=SimSection,
+            monotonic=now,
+            start_thread=sim_start_thread,
+            current_thread=getcurrent,
         ),
         mock.patch.object(_borrower, "local", local),
         mock.patch.object(_pool, "local", local),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from queue import Empty, SimpleQueue
+from threading import current_thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Gate", "Section", "monotonic", "read", "start_thread"]
+__all__ = ["Gate", "Section", "current_thread", "monotonic", "read", "start_thread"]
 
 T = TypeVar("T")
 

@@ -68,11 +68,11 @@ class Worker:
 
     __slots__ = ("call", "gate", "parked", "thread")
 
-    def __init__(self, call: Call) -> None:
-        self.call: Call | None = call
+    def __init__(self, thread: threading.Thread) -> None:
+        self.thread = thread
+        self.call: Call | None = None
         self.gate = _primitives.Gate()
         self.parked = False  # it waits for a call
-        self.thread: threading.Thread | None = None
 
 
 class Workers:
@@ -101,27 +101,22 @@ class Workers:
             self.wanted += 1
 
     def grow(self) -> None:
-        """Start the threads that are needed. Not under the lock: a start takes 50 us or more."""
-        while self.wanted:
-            with self._section.lock:
-                self.wanted = max(0, self.wanted - 1)
-                if not self.queue:
-                    continue
-                worker = Worker(self.queue.popleft())
-                self.all[worker] = None
-            try:
-                worker.thread = _primitives.start_thread(
-                    lambda worker=worker: self._work(worker), f"{self._name}: worker"
-                )  # type: ignore[misc]
-            except RuntimeError:  # no more threads: the next idle worker takes it, or it times out
-                with self._section.lock:
-                    self.all.pop(worker, None)
-                    if worker.call is not None:
-                        self.queue.appendleft(worker.call)
-                return
+        """Start the threads that are needed. Not under the lock: a start takes 50 us or more.
 
-    def _work(self, worker: Worker) -> None:
-        """Run calls until there is nothing to do."""
+        Each finds its call by itself, so an interrupt here costs a thread too many, and no call.
+        """
+        while self.wanted > 0:
+            try:
+                _primitives.start_thread(self._work, f"{self._name}: worker")
+            except RuntimeError:  # no more threads: the next idle worker takes the call, or it times out
+                self.wanted = 0
+                return
+            with self._section.lock:
+                self.wanted = max(0, self.wanted - 1)  # two threads may have started one for the same call
+
+    def _work(self) -> None:
+        """Run calls until there is nothing to do: the body of a worker's thread."""
+        worker = Worker(_primitives.current_thread())
         ended: Call | None = None
         outcome: Any = None
         while True:
@@ -148,6 +143,7 @@ class Workers:
         if worker.parked and worker in self.idle:
             self.idle.remove(worker)
         worker.parked = False
+        self.all[worker] = None
         if worker.call is not None:
             return
         if self.queue:
