@@ -77,8 +77,8 @@ class GetWaiter(Waiter[C]):
                     counters.wait_time += slot.stamp - self.started
             self.lease._slot = slot
             self.answer = SERVED
+        self.gate.open()  # first: those that are forgotten are not woken up by a repair
         self.gets.forget(self)
-        self.gate.open()
         return True
 
     def gone(self) -> bool:
@@ -94,8 +94,8 @@ class GetWaiter(Waiter[C]):
         if not self.idle_only:
             self.gets.counters.waiting -= 1
         self.answer = Refused(error, ours=ours)
+        self.gate.open()  # first: those that are forgotten are not woken up by a repair
         self.gets.forget(self)
-        self.gate.open()
 
 
 class Gets(Generic[C]):
@@ -261,7 +261,10 @@ class Gets(Generic[C]):
         waiter.call = None
         waiter.busy = False
         if isinstance(outcome[0], (KeyboardInterrupt, SystemExit)):  # this thread's, not the connection's
-            raise outcome[0]
+            try:
+                raise outcome[0]
+            finally:
+                del outcome  # it refers to this frame
 
     def helper(self) -> Callable[[Call], None] | None:
         """Return what gives a reset to the first waiter that runs none; None: to a worker.
@@ -301,8 +304,8 @@ class Gets(Generic[C]):
     def repair(self) -> None:
         """Wake up those whose answer stands, but who were not told."""
         for waiter in [waiter for waiter in self.waiting if waiter.answer is not None]:
-            self.forget(waiter)
             waiter.gate.open()
+            self.forget(waiter)
 
     def _give_up(self, now: float, waiter: GetWaiter[C]) -> Picture | None:
         """Its time is over. None: it was answered in this moment."""

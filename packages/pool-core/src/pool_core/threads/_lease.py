@@ -90,6 +90,7 @@ class PooledConnection(Generic[C]):
                         return
                 if isinstance(raised, (KeyboardInterrupt, SystemExit)):
                     pool._shell.hooks.interrupt = raised
+                raised = None  # it refers to this frame
             pool._shell.give_back(self, slot, BROKEN if broken else 0)
         elif pool._shell.life.forked:
             self._slot = None  # the child's own error goes first

@@ -193,7 +193,10 @@ class Pool(Generic[C]):
                         raise
                     except BaseException as error:  # noqa: BLE001 - raising means broken, also where its answer has no truth
                         raised = error
-                    self._shell.gets.found_broken(lease, slot, raised)
+                    try:
+                        self._shell.gets.found_broken(lease, slot, raised)
+                    finally:
+                        raised = None  # it refers to this frame
             self._shell.gets.acquire(lease, timeout, me)
         except BaseException:
             if section.owner is not me:  # else it was called from within an event, which goes on
