@@ -75,9 +75,12 @@ def _quiet() -> Iterator[None]:
 
 
 def sweep(
-    make: Callable[[], Any], prepare: Callable[[Pool[Conn]], Any], act: Callable[[Pool[Conn], Any], object]
+    make: Callable[[], Any],
+    prepare: Callable[[Pool[Conn]], Any],
+    act: Callable[[Pool[Conn], Any], object],
+    every: int = 1,
 ) -> int:
-    """Interrupt ``act`` at each point, and check the pool after each."""
+    """Interrupt ``act`` at each point (or every second, third ... of them), and check the pool after each."""
     point = 0
     undisturbed = 0
     while undisturbed < 3:

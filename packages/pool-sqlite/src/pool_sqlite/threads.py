@@ -74,6 +74,17 @@ class SqliteConnection(sqlite3.Connection):
             self._cursors.add(weakref.ref(cursor, self._cursors.discard))
         return cursor
 
+    # sqlite3's own make their cursors without asking `cursor`.
+
+    def execute(self, *args: Any) -> Any:
+        return self.cursor().execute(*args)
+
+    def executemany(self, *args: Any) -> Any:
+        return self.cursor().executemany(*args)
+
+    def executescript(self, *args: Any) -> Any:
+        return self.cursor().executescript(*args)
+
     def set_authorizer(self, authorizer_callback: Callable[..., int] | None) -> None:
         self._watch.noticed = True
         self._watch.borrowers = authorizer_callback
