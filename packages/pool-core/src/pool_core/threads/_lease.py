@@ -46,7 +46,7 @@ class PooledConnection(Generic[C]):
 
     def __enter__(self) -> C:
         slot = self._slot
-        if slot is None or self._pool._state.observed:
+        if slot is None or self._pool._guards:
             return self.conn
         slot.loose = False  # this block ends it
         return slot.conn

@@ -47,7 +47,8 @@ class Pool(Generic[C]):
     """
 
     __slots__ = (
-        "__weakref__", "_blocks", "_end", "_has_broken", "_is_clean", "_reset", "_section", "_shell", "_state",
+        "__weakref__", "_blocks", "_end",
+        "_guards", "_has_broken", "_is_clean", "_reset", "_section", "_shell", "_state",
     )  # fmt: skip
 
     def __init__(self, manager: ConnectionManager[C], /, **options: Unpack[PoolOptions[C]]) -> None:
@@ -66,6 +67,7 @@ class Pool(Generic[C]):
         self._reset = self._shell.calls.reset
         self._is_clean = self._shell.calls.tells_clean
         self._end = 0 if config.queue_strategy.value == "fifo" else -1
+        self._guards = config.guard
         self._blocks: list[int] = []  # `with pool:`: the life that each began in
 
     @classmethod
