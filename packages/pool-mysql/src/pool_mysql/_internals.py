@@ -297,7 +297,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
         except aiomysql.MySQLError as error:
             if error.args[0] != _UNKNOWN_COLLATION:
                 raise
-        await self._ask(way_back(self._clean))
+        await self._ask("; ".join(way_back(self._clean)))
         await self._execute_command(_COM_QUERY, self._settings)
         try:
             return await self._read_ok()

@@ -63,7 +63,7 @@ def settings_statement(clean: State, sql_mode: str | None, autocommit: bool | No
     return f"SET {', '.join(settings)}"
 
 
-def way_back(clean: State) -> str:
+def way_back(clean: State) -> list[str]:
     """Make the statements that bring back the database and the role, which COM_RESET_CONNECTION leaves as they are."""
     database, client, *_ = clean
     back = [f"SET character_set_client={_quoted(client)}"]  # that of the names below
@@ -73,7 +73,7 @@ def way_back(clean: State) -> str:
         # MySQL returns a list of quoted roles, or the keyword NONE; MariaDB returns a bare name, or NULL.
         ready = role is not None and (b"`" in role or role == b"NONE")
         back.append(f"SET ROLE {role.decode() if ready and role else _quoted(role, nothing='NONE')}")
-    return "; ".join(back)
+    return back
 
 
 def check_state(clean: State, now: State) -> None:

@@ -110,7 +110,8 @@ class Connection(pymysql.connections.Connection):  # type: ignore[misc]
                 'use reset="strict", or reset="none"',
             ) from error
         if not self._set():
-            self._ask(way_back(self._clean))
+            for statement in way_back(self._clean):  # PyMySQL sends one at a time
+                self._ask(statement)
             if not self._set():
                 msg = "the borrower chose a database, and the manager's settings name none to return to"
                 raise ReplaceConnection(msg)
