@@ -88,6 +88,7 @@ def test_a_pipeline_and_a_blocking_command_work(redis: Server) -> None:
             pipe.get("threads:p")
             pipe.delete("threads:p")
             assert pipe.execute()[1] == b"1"
+        assert client.tracked.unanswered == 0
         began = time.monotonic()
         assert client.blpop(["threads:none"], timeout=1) is None
         assert time.monotonic() - began >= 0.9

@@ -25,7 +25,7 @@ from ._marks import LOST, Marks, added
 from ._settings import Settings, named
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from pool_core import Verdict
     from redis._parsers import Encoder
@@ -35,6 +35,20 @@ __all__ = ["LeasedRedis", "RedisConnectionManager", "WrongServer"]
 
 class TrackedConnection(Marks, AbstractConnection):
     """Mixed into one of redis-py's connections by :func:`tracked`."""
+
+    def send_command(self, *args: Any, **options: Any) -> None:
+        """Send one command. Redis-py's own way packs it without asking ``pack_command``."""
+        packed = self.pack_command(*args)
+        self.send_packed_command(packed, check_health=options.get("check_health", True))  # type: ignore[no-untyped-call]
+
+    def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
+        """Pack several in one piece; when one of them cannot be packed, none is sent."""
+        before = self.unanswered, self.dirt, self.blocking
+        try:
+            return [b"".join(piece for command in commands for piece in self.pack_command(*command))]
+        except BaseException:
+            self.unanswered, self.dirt, self.blocking = before
+            raise
 
     def read_response(self, *args: Any, **options: Any) -> Any:
         """Read one reply. ``socket_timeout`` does not count while a command blocks on the server."""
@@ -54,7 +68,7 @@ class TrackedConnection(Marks, AbstractConnection):
         finally:
             if extended and sock is self._sock:
                 with contextlib.suppress(OSError):
-                    sock.settimeout(limit)
+                    sock.settimeout(limit)  # type: ignore[attr-defined, unused-ignore]
         self.answered()
         return reply
 
@@ -289,7 +303,7 @@ class RedisConnectionManager:
 
 def _answers(connection: TrackedConnection) -> bool:
     """Send PING. A server that does not let this user say PING, or has renamed it, answers too."""
-    connection.send_packed_command(connection.pack_command("PING"), check_health=False)  # type: ignore[no-untyped-call]
+    connection.send_command("PING", check_health=False)
     try:
         return connection.read_response() in (b"PONG", "PONG")
     except NoPermissionError:
