@@ -24,6 +24,8 @@ sys.path.insert(0, str(ROOT))
 from containers import support  # noqa: E402 - nox does not put this folder into the path
 
 PACKAGES = ["pool-core", "pool-sqlite", "pool-postgres", "pool-redis", "pool-mysql", "pool-mongo"]
+PACKAGES += ["pool-memcached", "pool-rabbitmq"]
+PACKAGES += ["pool-odbc", "pool-neo4j", "pool-arangodb"]
 ADAPTERS = PACKAGES[1:]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 FLOOR, NEWEST = PYTHONS[0], PYTHONS[-1]
@@ -37,8 +39,16 @@ SERVERS = {
     "redis": ["redis:8", "redis:7", "valkey:9"],
     "mysql": ["mysql:9", "mariadb:10.11"],
     "mongo": ["mongo:7"],
+    "memcached": ["memcached:1"],
+    "rabbitmq": ["rabbitmq:4"],
+    "odbc": ["postgres:18", "mysql:9", "mariadb:10.11"],
+    "neo4j": ["neo4j:5"],
+    "arangodb": ["arangodb:3.12"],
 }
 WITH_SERVERS = [adapter for adapter in SERVERS if any(SERVERS[adapter])]
+# Most of the time of these tests is waiting for servers, so they run in two processes: by server, or by driver.
+# (pytest-xdist would bring up each fleet in both: its groups do not work with pytest 9.)
+HALVES = {"redis": [("redis", ""), ("valkey", "valkey")], "mongo": [("", "not motor"), ("", "motor")]}
 EXTRAS = {"pool-mongo": "[motor]"}  # that their tests need
 DECIDERS = [
     "_agenda.py",
@@ -102,6 +112,8 @@ nox.options.sessions = [
     "demo",
     "build",
     "docs",
+    "inspector",
+    "dashboards",
 ]
 
 os.environ["POOL_TEST_RESULTS"] = str(RESULTS)
@@ -263,6 +275,14 @@ def bring_servers(session: nox.Session) -> None:
         session.error(f"{SETUP.relative_to(ROOT)} failed: {SETUP_LOG.read_text().strip().splitlines()[-1]}")
 
 
+def bring_program(session: nox.Session, program: str, *packages: str) -> bool:
+    """Tell whether there is a program; where that is allowed, install Debian's packages for it."""
+    if not shutil.which(program) and may_set_up() and shutil.which("apt-get") and os.geteuid() == 0:
+        options = ("-y", "-qq", "--no-install-recommends")
+        session.run("apt-get", "install", *options, *packages, external=True, silent=True, success_codes=[0, 100])
+    return shutil.which(program) is not None
+
+
 # --- the sessions -----------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +305,7 @@ def lint(session: nox.Session) -> None:
     for tests in (f"packages/{package}/tests" for package in PACKAGES):
         session.run("mypy", "--explicit-package-bases", tests, env={"MYPYPATH": f"{base(tests)}:."})
     options = ("--explicit-package-bases", "--exclude", "containers/images/")
-    others = ("containers", "examples", "benchmarks", "tools", "noxfile.py", "conftest.py")
+    others = ("containers", "examples", "benchmarks", "browser", "dashboards", "tools", "noxfile.py", "conftest.py")
     session.run("mypy", *options, *others, env={"MYPYPATH": "."})
     python = shutil.which("python", path=session.bin) or sys.executable
     session.run("pyright", "--pythonpath", python)
@@ -325,7 +345,20 @@ def integration(session: nox.Session, backend: str) -> None:
     """One adapter against its real server, everything."""
     install(session, ["test", "servers"], ["pool-core", f"pool-{backend}"])
     bring_servers(session)
-    run_tests(session, f"packages/pool-{backend}/tests")
+    tests = f"packages/pool-{backend}/tests"
+    halves = HALVES.get(backend, [])
+    if not halves or "POOL_TEST_SERVERS" in os.environ:
+        run_tests(session, tests)
+        return
+
+    def run(half: tuple[str, str]) -> object:
+        chosen, names = half
+        env = {"POOL_TEST_SERVERS": chosen} if chosen else None
+        return run_tests(session, tests, "-k", names, silent=True, env=env)
+
+    with concurrent.futures.ThreadPoolExecutor(len(halves)) as lanes:
+        for output in lanes.map(run, halves):
+            print(output, flush=True)
 
 
 @nox.session(python=PYTHONS[1:])
@@ -338,7 +371,7 @@ def cancellation(session: nox.Session) -> None:
 
 
 def ask_adapters(session: nox.Session, *options: str) -> None:
-    """The kit's questions to all adapters, with the releases of their drivers that these options of uv choose."""
+    """Run the conformance suite of all adapters, with the releases of their drivers that these options of uv choose."""
     if session.venv_backend != "uv":
         session.skip("only uv can install other versions than the newest that fit")
     install(session, ["test", "servers"], PACKAGES, *options)
@@ -348,7 +381,7 @@ def ask_adapters(session: nox.Session, *options: str) -> None:
     def ask(package: str) -> object:
         return run_tests(session, f"packages/{package}/tests/test_conformance.py", silent=True)
 
-    # Each in a process of its own: the kit counts files and threads, and servers of others start in the background. Two
+    # Each in a process of its own: the suite counts files and threads, and servers of others start in the background. Two
     # at a time, since most of it is waiting.
     with concurrent.futures.ThreadPoolExecutor(2) as lanes:
         for output in lanes.map(ask, ADAPTERS):
@@ -398,6 +431,12 @@ def build(session: nox.Session) -> None:
     # From another directory and in isolated mode, so that nothing of this work tree is found by accident.
     with session.chdir(place):
         session.run(clean, "-I", str(ROOT / "containers" / "smoke.py"), external=True)
+    # Distributors run the tests of an unpacked sdist.
+    session.install(*nox.project.dependency_groups(PYPROJECT, "test", "servers"), *wheels)
+    for name, some in {"pool_core": "test_get.py", "pool_sqlite": "test_driver.py"}.items():
+        shutil.unpack_archive(next((place / "dist").glob(f"{name}-*.tar.gz")), place / "sdist", filter="data")
+        with session.chdir(next((place / "sdist").glob(f"{name}-*"))):
+            run_tests(session, "-q", f"tests/{some}")
 
 
 @nox.session(python=FLOOR)
@@ -429,6 +468,26 @@ def release_check(session: nox.Session) -> None:
 
 
 @nox.session(python=FLOOR)
+def inspector(session: nox.Session) -> None:
+    """The inspector's page in headless Chromium; `-- --pictures` makes the pictures of the documentation anew."""
+    if not bring_program(session, "chromedriver", "chromium", "chromium-driver"):
+        warnings.append("THE INSPECTOR'S PAGE WAS NOT LOOKED AT: apt-get install chromium chromium-driver")
+        session.skip(warnings[-1])
+    install(session, ["test", "browser"], ["pool-core"])
+    run_tests(session, "browser/tests")
+
+
+@nox.session(python=FLOOR)
+def dashboards(session: nox.Session) -> None:
+    """The dashboard and the alerts against what the exporter exports, and in a real Prometheus where there is one."""
+    if not bring_program(session, "promtool", "prometheus"):
+        warnings.append("THE ALERTS WERE NOT TRIED: promtool is missing (apt-get install prometheus)")
+        session.warn(warnings[-1])
+    install(session, ["test"], ["pool-core"])
+    run_tests(session, "dashboards/tests")
+
+
+@nox.session(python=FLOOR)
 @nox.parametrize("size", ["full", "quick"], ids=["full", "quick"])
 def bench(session: nox.Session, size: str) -> None:
     """Our pool and others, side by side: full takes minutes, quick less than one."""
@@ -439,13 +498,9 @@ def bench(session: nox.Session, size: str) -> None:
 @nox.session(python=FLOOR)
 def instructions(session: nox.Session) -> None:
     """What a get and its return cost in machine instructions, against a named commit: the same number on a noisy machine."""
-    if not shutil.which("valgrind"):
-        may_install = may_set_up() and shutil.which("apt-get") and os.geteuid() == 0
-        if may_install:
-            session.run("apt-get", "install", "-y", "-qq", "valgrind", external=True, silent=True)
-        else:
-            warnings.append("INSTRUCTIONS WERE NOT COUNTED: valgrind is missing (apt-get install valgrind)")
-            session.skip(warnings[-1])
+    if not bring_program(session, "valgrind", "valgrind"):
+        warnings.append("INSTRUCTIONS WERE NOT COUNTED: valgrind is missing (apt-get install valgrind)")
+        session.skip(warnings[-1])
     install(session, [], ["pool-core"])
     session.run("python", "-m", "benchmarks.instructions", *session.posargs)
 

@@ -28,10 +28,10 @@ from .floors import L0
 # semantic -> (method, what stands there as ast.unparse writes it, what stands there instead)
 Cut = tuple[str, str, str]
 CUTS: dict[str, list[Cut]] = {
-    "a dead connection is not lent (has_broken at checkout)": [
+    "no borrower gets a dead connection (has_broken when it is acquired)": [
         ("__aenter__", "if not pool._has_broken(conn):", "if True:")
     ],
-    "a dead connection is not taken back (has_broken on return)": [
+    "a dead connection is not kept (has_broken when it is returned)": [
         ("__aexit__", "True if pool._has_broken(slot.conn) else False", "False")
     ],
     "who holds it: holders(), deadlocks, the right loop (current_task)": [

@@ -32,7 +32,7 @@ Getter = Callable[[], AbstractAsyncContextManager[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A pool that is open: how to get from it, and how to get with a time-out in seconds, if it can."""
+    """A pool that is open: how to get from it, and how to get with a timeout in seconds, if it can."""
 
     get: Getter
     get_within: Callable[[float], AbstractAsyncContextManager[Any]] | None = None
@@ -90,7 +90,7 @@ class Contestant:
     module: str | None  # what a program imports for it
     open: Callable[[int], AbstractAsyncContextManager[Opened]]
     about: str
-    waits: bool  # whether a get waits when all connections are lent
+    waits: bool  # whether a get waits when all connections are in use
 
 
 CONTESTANTS: dict[str, Contestant] = {}
@@ -133,7 +133,7 @@ async def _l3(size: int) -> AsyncIterator[Opened]:
 
 @contestant("L0q", kind="floor")
 async def _l0q(size: int) -> AsyncIterator[Opened]:
-    """L0 with a queue of bare futures: no time-out, and it loses connections when a get is cancelled."""
+    """L0 with a queue of bare futures: no timeout, and it loses connections when a get is cancelled."""
     yield Opened(Queue([FakeConnection() for _ in range(size)]).get)
 
 
@@ -148,7 +148,7 @@ async def _ours(size: int) -> AsyncIterator[Opened]:
 
 @contestant("ours-lean", kind="ours")
 async def _lean(size: int) -> AsyncIterator[Opened]:
-    """With lifetime, idle time-out, tests and deadlock detection off."""
+    """With lifetime, idle timeout, tests and deadlock detection off."""
     from pool_core import Pool
 
     options: dict[str, Any] = {"max_lifetime": None, "idle_timeout": None, "test_on_check_out": False}
@@ -183,7 +183,7 @@ async def _psycopg(size: int) -> AsyncIterator[Opened]:
 
 @contestant("aiomysql.Pool", package="aiomysql", module="aiomysql")
 async def _aiomysql(size: int) -> AsyncIterator[Opened]:
-    """Its get takes no time-out."""
+    """Its get takes no timeout."""
     with patch.object(load("aiomysql.pool"), "connect", fakes.mysql_connect):
         async with load("aiomysql").create_pool(minsize=size, maxsize=size) as pool:
             yield Opened(pool.acquire)
@@ -191,7 +191,7 @@ async def _aiomysql(size: int) -> AsyncIterator[Opened]:
 
 @contestant("asyncmy.Pool", package="asyncmy", module="asyncmy")
 async def _asyncmy(size: int) -> AsyncIterator[Opened]:
-    """Compiled (Cython); a newcomer overtakes who waits, so it is not fair; its get takes no time-out."""
+    """Compiled (Cython); a new get overtakes the waiters, so it is not fair; its get takes no timeout."""
     with patch.object(load("asyncmy.pool"), "connect", fakes.mysql_connect):
         async with load("asyncmy").create_pool(minsize=size, maxsize=size) as pool:
             yield Opened(pool.acquire)
@@ -199,14 +199,14 @@ async def _asyncmy(size: int) -> AsyncIterator[Opened]:
 
 @contestant("redis ConnectionPool", package="redis", module="redis.asyncio", waits=False)
 async def _redis(size: int) -> AsyncIterator[Opened]:
-    """It raises when all connections are lent, so it stands in no workload where a get waits."""
+    """It raises when all connections are in use, so it is in no workload where a get waits."""
     async with load("redis.asyncio").ConnectionPool(fakes.RedisConnection, max_connections=size) as pool:
         yield Opened(lambda: Pair(pool.get_connection, pool.release))
 
 
 @contestant("redis BlockingConnectionPool", package="redis", module="redis.asyncio")
 async def _redis_blocking(size: int) -> AsyncIterator[Opened]:
-    """Its time-out is an option of the pool, always on; its get takes none."""
+    """Its timeout is an option of the pool, always on; its get takes none."""
     new = load("redis.asyncio").BlockingConnectionPool
     async with new(size, connection_class=fakes.RedisConnection) as pool:
         yield Opened(lambda: Pair(pool.get_connection, pool.release))
@@ -214,7 +214,7 @@ async def _redis_blocking(size: int) -> AsyncIterator[Opened]:
 
 @contestant("SQLAlchemy AsyncAdaptedQueuePool", package="SQLAlchemy", module="sqlalchemy.ext.asyncio")
 async def _sqlalchemy(size: int) -> AsyncIterator[Opened]:
-    """The pool alone, in its greenlets, as an AsyncEngine calls it; its get takes no time-out."""
+    """The pool alone, in its greenlets, as an AsyncEngine calls it; its get takes no timeout."""
     greenlet_spawn = load("sqlalchemy.util").greenlet_spawn
     pool = load("sqlalchemy.pool").AsyncAdaptedQueuePool(fakes.DBAPIConnection, pool_size=size, max_overflow=0)
     try:
@@ -225,7 +225,7 @@ async def _sqlalchemy(size: int) -> AsyncIterator[Opened]:
 
 @contestant("connpool", package="connpool", module="connpool")
 async def _connpool(size: int) -> AsyncIterator[Opened]:
-    """The generic pool whose options are most like ours; a newcomer overtakes who waits, so it is not fair."""
+    """The generic pool whose options are most like ours; a new get overtakes the waiters, so it is not fair."""
     connpool = load("connpool")
     config = connpool.PoolConfig(max_size=size)
     async with connpool.AsyncConnectionPool.from_callables(FakeConnection, close=fakes.close, config=config) as pool:
@@ -234,7 +234,7 @@ async def _connpool(size: int) -> AsyncIterator[Opened]:
 
 @contestant("asyncio-connection-pool", package="asyncio-connection-pool", module="asyncio_connection_pool")
 async def _asyncio_connection_pool(size: int) -> AsyncIterator[Opened]:
-    """Nothing but a size and a test for closed connections; its get takes no time-out."""
+    """Nothing but a size and a test for closed connections; its get takes no timeout."""
     new = load("asyncio_connection_pool").ConnectionPool
     yield Opened(new(strategy=fakes.strategy(), max_size=size).get_connection)
 
@@ -252,6 +252,6 @@ async def _generic_connection_pool(size: int) -> AsyncIterator[Opened]:
 
 @contestant("aiosqlitepool", package="aiosqlitepool", module="aiosqlitepool")
 async def _aiosqlitepool(size: int) -> AsyncIterator[Opened]:
-    """It tests at every get and rolls back at every return (both do nothing here); its get takes no time-out."""
+    """It tests at every get and rolls back at every return (both do nothing here); its get takes no timeout."""
     async with load("aiosqlitepool").SQLiteConnectionPool(fakes.sqlite_connection, pool_size=size) as pool:
         yield Opened(pool.connection)

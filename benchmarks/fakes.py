@@ -25,7 +25,7 @@ class FakeConnection:
 
 
 class FakeManager:
-    """The four verbs of our pool (and of L3), each as short as it can be."""
+    """The four methods of our pool (and of L3), each as short as it can be."""
 
     async def connect(self) -> FakeConnection:
         return FakeConnection()
@@ -184,7 +184,7 @@ class DBAPIConnection:
 
 
 def strategy() -> Any:
-    """asyncio-connection-pool's three verbs."""
+    """asyncio-connection-pool's three methods."""
     base = load("asyncio_connection_pool").ConnectionStrategy
 
     class Strategy(base):  # type: ignore[misc, valid-type]
@@ -201,7 +201,7 @@ def strategy() -> Any:
 
 
 def endpoint_manager() -> Any:
-    """generic-connection-pool's two verbs."""
+    """generic-connection-pool's two methods."""
     base = load("generic_connection_pool.asyncio").BaseConnectionManager
 
     class Manager(base):  # type: ignore[misc, valid-type]

@@ -45,7 +45,7 @@ class L0Lease:
 
 
 class Queue:
-    """L0 with waiting: a queue of bare futures, served in order. No time-out, and a cancelled get loses what it got."""
+    """L0 with waiting: a queue of bare futures, served in order. No timeout, and a cancelled get loses what it got."""
 
     __slots__ = ("idle", "waiters")
 
@@ -86,10 +86,10 @@ class QueueLease:
 
 
 class L3:
-    """A correct pool after bb8 in plain style: expiry, broken check, FIFO waiters with a time-out each, counters.
+    """A correct pool after bb8 in plain style: expiry, broken check, FIFO waiters with a timeout each, counters.
 
     It has nothing of what our pool adds: no test of what lay idle, no reset, no holders, no deadlines of its own for
-    the manager's verbs, no events, no deadlock detection, no check of the loop.
+    the manager's methods, no events, no deadlock detection, no check of the loop.
     """
 
     def __init__(

@@ -21,13 +21,13 @@ REASONS = {
     "warm, lifetime": "the options change nothing on the path: it has one shape, whatever is switched off.",
     "1000 tasks on 10: at least 1.4": "on 3.13 ours with its two ways stripped of each check, clock and counter was measured "
     "at 1.48 x, on 3.11 at 1.72 x: there is less of L3 to save on the newer Pythons.",
-    "hand-off: at most 0.75": "L0q, a bare future in a deque without a time-out, which loses connections when a get is "
+    "hand-off: at most 0.75": "L0q, a bare future in a deque without a timeout, which loses connections when a get is "
     "cancelled, is at 0.58 on 3.11. Ours with its two ways stripped of each check, clock and counter was measured at 0.70: what "
     "stands between are the thread, the task, two looks at the clock, has_broken, and who waits for what.",
     "import": "an import does not know the loop: what a single run shows above the others is the machine.",
     "PostgreSQL: at least 1.5": "asyncpg.Pool without its reset reaches 0.65 of ten raw connections, so 1.54 x would be all of "
     "it; ours reaches 0.9 of it.",
-    "PostgreSQL: at least 1.0": "the server is the limit. Our wipe is eight statements (role, session authorization, temporary "
+    "PostgreSQL: at least 1.0": "the server is the limit. Our reset is eight statements (role, session authorization, temporary "
     "tables and sequences too), asyncpg's four: 56 and 50 us each, measured alone over ten connections.",
     "MariaDB": "both keep one processor busy with aiomysql itself: 0.76 and 0.78 of ten raw connections.",
 }

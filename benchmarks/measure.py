@@ -91,7 +91,7 @@ async def bounded(manager: AbstractAsyncContextManager[Opened]) -> AsyncIterator
     try:
         yield opened
     finally:
-        # Some pools wait for ever for what a failed measurement has left lent.
+        # Some pools wait for ever for what a failed measurement has not returned.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(manager.__aexit__(None, None, None), 2)
 

@@ -47,7 +47,7 @@ def table(workload: str, rows: list[Kept]) -> tuple[list[str], list[list[str]]]:
         header = ["", f"x {base}", "us", "best us", "spread"]
         keys = list(dict.fromkeys(key for row in rows for key in row.get("extra", {})))
         header += (
-            {"jain": ["Jain", "ops/s"], "p99": ["p99 ms"], "costs": ["time-out, us"], "turns": ["hand-overs"]}.get(
+            {"jain": ["Jain", "ops/s"], "p99": ["p99 ms"], "costs": ["timeout, us"], "turns": ["hand-offs"]}.get(
                 keys[0], []
             )
             if keys

@@ -169,7 +169,7 @@ async def _raw_psycopg(server: Server) -> AsyncIterator[Any]:
 
 @contestant("postgres", "ours (psycopg), no reset", like="psycopg, no reset", ours=True, limit="raw psycopg")
 async def _ours_psycopg(server: Server) -> AsyncIterator[Any]:
-    """The four verbs for psycopg, for this comparison only."""
+    """The four methods for psycopg, for this comparison only."""
     from pool_core import Pool
 
     psycopg = driver("psycopg")
@@ -361,7 +361,7 @@ async def _raw_asyncmy(server: Server) -> AsyncIterator[Any]:
 
 @contestant("mariadb", "ours (asyncmy), no reset", like="asyncmy, no reset", ours=True, limit="raw asyncmy")
 async def _ours_asyncmy(server: Server) -> AsyncIterator[Any]:
-    """The four verbs for asyncmy, for this comparison only."""
+    """The four methods for asyncmy, for this comparison only."""
     from pool_core import Pool
 
     asyncmy = driver("asyncmy")

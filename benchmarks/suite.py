@@ -138,7 +138,7 @@ WORKLOADS = {
         Workload("warm", "get + release, connections idle (10)", "L0", _warm),
         Workload("contended", "1000 tasks on 10 connections", "L3", _contended),
         Workload("handoff", "hand-off: 2 tasks want 1 connection", "L3", _hand_off),
-        Workload("timeout", "get + release with a time-out", "L3", _timeout),
+        Workload("timeout", "get + release with a timeout", "L3", _timeout),
         Workload("idle growth", "get + release, by idle connections", None, _idle_growth),
         Workload("waiters", "queue and be served, by waiters", None, _waiters("waiters", _serve)),
         Workload(

@@ -40,7 +40,7 @@ async def warm(get: Getter, count: int) -> float:
 
 
 async def warm_within(opened: Opened, count: int) -> tuple[float, float]:
-    """The same without and with a time-out, by turns, so that their difference is of the same moment."""
+    """The same without and with a timeout, by turns, so that their difference is of the same moment."""
     plain = timed = 0.0
     for _ in range(4):
         plain += await warm(opened.get, count // 4)
@@ -49,7 +49,7 @@ async def warm_within(opened: Opened, count: int) -> tuple[float, float]:
 
 
 async def hand_off(get: Getter, count: int) -> tuple[float, float]:
-    """Seconds of CPU for one use when two tasks want the only connection again and again, and the share of hand-overs.
+    """Seconds of CPU for one use when two tasks want the only connection again and again, and the share of hand-offs.
 
     Both wait already when it starts, and nobody yields to the loop of his own accord: where each release hands over, the
     tasks take turns. Where a newcomer may overtake, the first one takes it again and again: a share near 0.
@@ -165,7 +165,7 @@ class Crowd:
         try:
             async with lease():
                 pass
-        except (asyncio.CancelledError, Exception):  # noqa: BLE001 (each pool has its own kind of time-out)
+        except (asyncio.CancelledError, Exception):  # noqa: BLE001 (each pool has its own kind of timeout)
             pass
         finally:
             self.left -= 1
@@ -173,7 +173,7 @@ class Crowd:
                 self.gone.set_result(None)
 
     async def leave(self) -> None:
-        """Give the connection back, and see that the pool still lends it."""
+        """Return the connection, and see that the pool still hands it out."""
         await self.holder.__aexit__(None, None, None)
         async with asyncio.timeout(10), self.opened.get():
             pass
@@ -203,9 +203,9 @@ async def mass_cancel(opened: Opened, waiters: int, *, newest_first: bool) -> fl
 
 
 async def mass_time_out(opened: Opened, waiters: int, *, newest_first: bool) -> float:
-    """Seconds of CPU a waiter, from queueing to the end of its task: time-outs end within microseconds of each other.
+    """Seconds of CPU a waiter, from queueing to the end of its task: timeouts end within microseconds of each other.
 
-    Oldest first, all have the same time-out; newest first, each has a shorter one than the last.
+    Oldest first, all have the same timeout; newest first, each has a shorter one than the last.
     """
     loop = asyncio.get_running_loop()
     crowd = Crowd(opened)

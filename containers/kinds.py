@@ -5,13 +5,16 @@ server is asked, not before, so that the core's tests need none of them.
 """
 
 import asyncio
+import base64
 import importlib
 import importlib.util
+import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -47,12 +50,13 @@ class Kind:
     driver: ClassVar[str | None] = None  # that `ask` imports
     debian: ClassVar[str] = ""
     programs: ClassVar[tuple[str, ...]] = ()  # of a process; without any it runs in containers only
+    in_python: ClassVar[bool] = False  # its process is a program of this environment
     upstream: ClassVar[str | None] = None
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     login: ClassVar[Address] = Address("127.0.0.1", 0, "pool", "secret", "pool")
 
     def __init__(self, image: str | None = None) -> None:
-        self.image = image or self.images[0]
+        self.image = image or next(iter(self.images), self.key)
 
     @classmethod
     def versions(cls) -> dict[str, str]:
@@ -312,6 +316,7 @@ class Mongo(Kind):
     key, package, port, scheme = "mongo", "pool-mongo", 27017, "mongodb"
     images = ("mongo:7",)
     driver, debian, programs = "pymongo", "none: pip install secantusdb, its stand-in", ("mongod",)
+    in_python = True
     login = Address("127.0.0.1", 0, database="pool")
 
     def url(self, address: Address) -> str:
@@ -371,19 +376,36 @@ class Mongo(Kind):
 
 
 class Memcached(Kind):
-    key, images, port, scheme = "memcached", ("memcached:1",), 11211, "memcached"
+    key, package, port, scheme = "memcached", "pool-memcached", 11211, "memcached"
+    images = ("memcached:1",)
     debian, programs = "memcached", ("memcached",)
     login = Address("127.0.0.1", 0)
 
+    def with_password(self, password: str) -> Address:
+        return replace(self.login, user="pool", password=password)
+
+    def arguments(self, login: Address) -> list[str]:
+        if not login.password:
+            return []
+        # The official image has no variable for a login, and memcached reads it from a file.
+        script = 'echo "$0" >/tmp/users && exec memcached -u nobody -Y /tmp/users "$@"'
+        return ["sh", "-c", script, f"{login.user}:{login.password}"]
+
+    def prepare(self, place: Place) -> None:
+        if place.address.password:
+            (place.directory / "users").write_text(f"{place.address.user}:{place.address.password}\n")
+
     def command(self, place: Place) -> list[str]:
-        return [_path("memcached"), "-l", "127.0.0.1", "-p", str(place.address.port)]
+        login = ["-Y", str(place.directory / "users")] if place.address.password else []
+        return [_path("memcached"), "-l", "127.0.0.1", "-p", str(place.address.port), *login]
 
     def ask(self, address: Address, execute: Callable[[Sequence[str]], str]) -> tuple[str, str]:
         return "memcached", wire.ask_memcached(address)
 
 
 class RabbitMQ(Kind):
-    key, images, port, scheme = "rabbitmq", ("rabbitmq:4",), 5672, "amqp"
+    key, package, port, scheme = "rabbitmq", "pool-rabbitmq", 5672, "amqp"
+    images = ("rabbitmq:4",)
     login = Address("127.0.0.1", 0, "pool", "secret", "/")
 
     def url(self, address: Address) -> str:
@@ -398,7 +420,8 @@ class RabbitMQ(Kind):
 
 
 class Neo4j(Kind):
-    key, images, port, scheme = "neo4j", ("neo4j:5",), 7687, "bolt"
+    key, package, port, scheme = "neo4j", "pool-neo4j", 7687, "bolt"
+    images = ("neo4j:5",)
     login = Address("127.0.0.1", 0, "neo4j", "at-least-8")
 
     def environment(self, login: Address, upstream: Address | None) -> dict[str, str]:
@@ -410,6 +433,86 @@ class Neo4j(Kind):
         if stand_in.startswith("FalkorDB "):
             return "FalkorDB", f"{stand_in.removeprefix('FalkorDB ')} standing in for {name} {version}"
         return name, version
+
+
+class Double(Kind):
+    """A kind that no image stands in for: without the official one a double of its protocol in images/ runs."""
+
+    in_python = True
+
+    def missing(self) -> str | None:
+        return None
+
+    def installed(self) -> str:
+        return self.image.rpartition(":")[2]
+
+    def command(self, place: Place) -> list[str]:
+        program = Path(__file__).parent / "images" / self.key / "double.py"
+        return [sys.executable, str(program), str(place.address.port), place.address.password or ""]
+
+
+class ArangoDB(Double):
+    key, package, port, scheme = "arangodb", "pool-arangodb", 8529, "arangodb"
+    images = ("arangodb:3.12",)
+    login = Address("127.0.0.1", 0, "root", "secret", "_system")
+
+    def environment(self, login: Address, upstream: Address | None) -> dict[str, str]:
+        return {"ARANGO_ROOT_PASSWORD": login.password or ""}
+
+    def ask(self, address: Address, execute: Callable[[Sequence[str]], str]) -> tuple[str, str]:
+        login = base64.b64encode(f"{address.user}:{address.password}".encode()).decode()
+        request = urllib.request.Request(
+            f"http://{address.host}:{address.port}/_api/version", headers={"Authorization": f"Basic {login}"}
+        )
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            facts = json.loads(answer.read())
+        return ("Protocol double" if facts["server"] == "double" else "ArangoDB"), str(facts["version"])
+
+
+class Nebula(Double):
+    """NebulaGraph is three kinds of servers, so no one image runs it: POOL_TEST_NEBULA_URL, or the double."""
+
+    key, port, scheme = "nebula", 9669, "nebula"
+    images = ()
+    driver = "nebula3"
+    login = Address("127.0.0.1", 0, "root", "secret", "pool")
+
+    def ask(self, address: Address, execute: Callable[[Sequence[str]], str]) -> tuple[str, str]:
+        connection = library("nebula3.gclient.net.Connection").Connection()
+        connection.open(address.host, address.port, int(PATIENCE * 1000))
+        try:
+            number = connection.authenticate(address.user, address.password).get_session_id()
+            hosts = connection.execute(number, "SHOW HOSTS GRAPH")
+        finally:
+            connection.close()
+        if hosts.error_code != 0:
+            return "Protocol double", "of NebulaGraph 3"
+        return "NebulaGraph", hosts.data.rows[0].values[-1].get_sVal().decode()
+
+
+class SQLServer(Kind):
+    """Only as the official image: nothing that could be built here speaks its protocol."""
+
+    key, images, port, scheme = "sqlserver", ("mcr.microsoft.com/mssql/server:2022-latest",), 1433, "mssql"
+    driver = "pyodbc"
+    login = Address("127.0.0.1", 0, "sa", "Not-a-secret-1", "master")
+
+    def url(self, address: Address) -> str:
+        return f"{super().url(address)}?TrustServerCertificate=yes"
+
+    def environment(self, login: Address, upstream: Address | None) -> dict[str, str]:
+        return {"ACCEPT_EULA": "Y", "MSSQL_SA_PASSWORD": login.password or ""}
+
+    def ask(self, address: Address, execute: Callable[[Sequence[str]], str]) -> tuple[str, str]:
+        pyodbc = library("pyodbc")
+        drivers = sorted(name for name in pyodbc.drivers() if name.endswith("for SQL Server"))
+        where = {"driver": drivers[-1], "server": f"{address.host},{address.port}", "TrustServerCertificate": "yes"}
+        raw = pyodbc.connect(**where, uid=address.user, pwd=address.password, timeout=int(PATIENCE) or 1)
+        try:
+            version = raw.execute("SELECT CAST(SERVERPROPERTY('ProductVersion') AS varchar(30))").fetchval()
+        finally:
+            raw.close()
+        return "SQL Server", str(version)
 
 
 KINDS: dict[str, Kind] = {
@@ -425,11 +528,18 @@ KINDS: dict[str, Kind] = {
         Memcached(),
         RabbitMQ(),
         Neo4j(),
+        ArangoDB(),
+        Nebula(),
+        SQLServer(),
     )
 }
 
 # Servers of one protocol, which an adapter's tests run on one after the other: the fixture `dialect` names the one.
-DIALECTS = {"pool-mysql": ("mysql", "mariadb"), "pool-redis": ("redis", "valkey")}
+DIALECTS = {
+    "pool-mysql": ("mysql", "mariadb"),
+    "pool-odbc": ("postgres", "mysql", "mariadb"),
+    "pool-redis": ("redis", "valkey"),
+}
 
 
 def library(name: str) -> Any:

@@ -51,10 +51,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     asking = [item for item in session.items if "server" in getattr(item, "fixturenames", ())]
     packages = {part for item in asking for part in item.path.parts}
-    left_out = {key for package in DIALECTS for key in DIALECTS[package] if key not in dialects(package)}
+    asked = {key for package in packages & DIALECTS.keys() for key in dialects(package)}
+    asked |= {key for key in KINDS if KINDS[key].package in packages - DIALECTS.keys()}
 
     def is_wanted(key: str) -> bool:
-        return KINDS[key].package in packages and key not in left_out and not KINDS[key].driver_is_missing()
+        return key in asked and not KINDS[key].driver_is_missing()
 
     wanted = [key for key in KINDS if is_wanted(key)]
     session.config.stash[SERVERS].begin(wanted)

@@ -96,6 +96,13 @@ if ! answers; then
 fi
 say "Docker $(docker version -f '{{.Server.Version}}') answers"
 
+# --- ODBC drivers, which the tests of pool-odbc load into their own process ---------------------------------------------
+
+odbc_packages=(unixodbc odbc-postgresql odbc-mariadb libsqliteodbc)
+if command -v dpkg-query >/dev/null && ! dpkg-query -W "${odbc_packages[@]}" >/dev/null 2>&1; then
+    install "${odbc_packages[@]}"
+fi
+
 # --- what the images are made of ----------------------------------------------------------------------------------
 
 directory_of() { # image: the folder of its recipe

@@ -1,6 +1,6 @@
 """Where a server runs: in a container, as a process of an ordinary user, or somewhere that a person named by URL.
 
-Each kind of place offers the same verbs. None of them waits for the server to answer: `servers` does that.
+Each kind of place offers the same methods. None of them waits for the server to answer: `servers` does that.
 """
 
 import contextlib
@@ -352,9 +352,9 @@ class ProcessSite:
         self.address = self.inside = replace(login, host="127.0.0.1", port=free_port())
         self._directory = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=STATE))
         self._log = self._directory / "log"
-        # Servers refuse to run as root, or should. The stand-in for MongoDB lives in this environment, which `nobody`
-        # may not be able to read.
-        self._user = "nobody" if os.getuid() == 0 and kind.key != "mongo" else None
+        # Servers refuse to run as root, or should. What is made of Python lives in this environment, which `nobody` may
+        # not be able to read.
+        self._user = "nobody" if os.getuid() == 0 and not kind.in_python else None
         self._process: subprocess.Popen[bytes] | None = None
         self._place = Place(self._directory, self.address, behind, self._run)
         self._prepared = False

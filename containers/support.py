@@ -6,6 +6,7 @@ Each part of `nox -s matrix` replaces its own rows; all texts are made from the 
 import datetime as dt
 import json
 import re
+import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,25 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "support.json"
 PAGE = ROOT / "docs" / "support.md"
 README = ROOT / "README.md"
+ADAPTERS = ROOT / "docs" / "adapters" / "index.md"
 MARKS = ("<!-- made from docs/support.json -->", "<!-- end -->")
+
+# What bb8's README of June 2026 and diesel list, and what there is here: an adapter, and the one of its servers that is meant
+# if it has several kinds; or what there is instead of an adapter.
+BACKENDS = (
+    ("tokio-postgres (bb8-postgres), PostgreSQL (diesel)", "postgres", ""),
+    ("MySQL (diesel)", "mysql", ""),
+    ("SQLite (diesel)", "sqlite", ""),
+    ("redis (bb8-redis), redis_cluster_async (bb8-redis-cluster), rsmq", "redis", ""),
+    ("bolt-client (bb8-bolt)", "neo4j", ""),
+    ("tiberius (bb8-tiberius)", "odbc", "SQL Server"),
+    ("memcache-async (bb8-memcached)", "memcached", ""),
+    ("lapin (bb8-lapin)", "rabbitmq", ""),
+    ("arangors (bb8-arangodb)", "arangodb", ""),
+    ("nebula-client (bb8-nebula)", "", "[a recipe](nebula.md)"),
+    ("tonic (bb8-tonic)", "", "none: a gRPC channel multiplexes by itself"),
+    ("beside them: MongoDB", "mongo", ""),
+)
 
 Row = dict[str, Any]  # adapter, choice, python; then version, servers, passed, failed, skipped, date, or missing
 
@@ -45,6 +64,7 @@ def merge(rows: Iterable[Row]) -> None:
     RESULTS.write_text("[\n" + ",\n".join(f" {json.dumps(row)}" for row in ordered) + "\n]\n")
     PAGE.write_text(page(ordered))
     README.write_text(readme(README.read_text(), ordered))
+    ADAPTERS.write_text(adapters(ADAPTERS.read_text(), ordered))
 
 
 def load() -> list[Row]:
@@ -75,19 +95,40 @@ def page(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def readme(text: str, rows: Sequence[Row]) -> str:
-    """The README with its table of versions made anew."""
+def adapters(text: str, rows: Sequence[Row]) -> str:
+    """The text of docs/adapters/index.md with its table of backends made anew."""
+    lines = ["| backend | here | driver | all tests pass on |", "|---|---|---|---|"]
+    for backend, adapter, note in BACKENDS:
+        project = ROOT / "packages" / f"pool-{adapter}" / "pyproject.toml"
+        if not adapter or not project.exists():
+            lines.append(f"| {backend} | {note or 'not yet'} | | |")
+            continue
+        needs = tomllib.loads(project.read_text())["project"]["dependencies"]
+        drivers = ", ".join(f"`{need}`" for need in needs if not need.startswith("pool-core"))
+        good = [row for row in rows if row["adapter"] == adapter and row.get("failed") == 0]
+        seen = "; ".join(dict.fromkeys(row["servers"] for row in good)) or "not in the matrix yet"
+        servers = seen if note in seen else f"not seen on {note}; {seen}"
+        lines.append(f"| {backend} | [pool-{adapter}]({adapter}.md) | {drivers} | {servers} |")
+    return _between_marks(text, lines)
+
+
+def _between_marks(text: str, lines: Sequence[str]) -> str:
     before, begin, rest = text.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
-    assert begin, f"bug: the README lacks the line {MARKS[0]}"
-    assert end, f"bug: the README lacks the line {MARKS[1]}"
+    assert begin, f"bug: the text lacks the line {MARKS[0]}"
+    assert end, f"bug: the text lacks the line {MARKS[1]}"
+    return f"{before}{begin}\n\n" + "\n".join(lines) + f"\n\n{end}{after}"
+
+
+def readme(text: str, rows: Sequence[Row]) -> str:
+    """The README with its table of versions made anew."""
     lines = ["| adapter | all tests pass on | on Python |", "|---|---|---|"]
     for adapter in dict.fromkeys(row["adapter"] for row in rows):
         good = [row for row in rows if row["adapter"] == adapter and row.get("failed") == 0]
         servers = list(dict.fromkeys(row["servers"] for row in good))
         pythons = sorted({row["python"] for row in good}, key=_natural)
         lines.append(f"| pool-{adapter} | {'; '.join(servers)} | {', '.join(pythons)} |")
-    return f"{before}{begin}\n\n" + "\n".join(lines) + f"\n\n{end}{after}"
+    return _between_marks(text, lines)
 
 
 def _pair(row: Row) -> tuple[str, str, str]:

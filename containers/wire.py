@@ -11,8 +11,13 @@ from .address import PATIENCE, Address
 
 
 def ask_memcached(address: Address) -> str:
-    """The version of a memcached."""
+    """The version of a memcached, after a login where there is one."""
     with _connect(address) as stream:
+        if address.password:
+            words = f"{address.user} {address.password}".encode()
+            stream.sendall(b"set auth 0 0 %d\r\n%b\r\n" % (len(words), words))
+            if _read_until(stream, b"\r\n") != b"STORED\r\n":
+                raise ConnectionError("memcached refused the login")
         stream.sendall(b"version\r\n")
         answer = _read_until(stream, b"\r\n")
     if not answer.startswith(b"VERSION "):

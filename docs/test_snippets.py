@@ -41,6 +41,8 @@ PAGES = [
     *sorted(ROOT.glob("packages/*/README.md")),
 ]
 SERVER_OF_PACKAGE = {"pool-postgres": "postgres", "pool-redis": "redis", "pool-mysql": "mysql", "pool-mongo": "mongo"}
+SERVER_OF_PACKAGE |= {"pool-memcached": "memcached", "pool-rabbitmq": "rabbitmq"}
+SERVER_OF_PACKAGE |= {"pool-neo4j": "neo4j", "pool-arangodb": "arangodb"}
 SERVER_OF_SCHEME = {
     "postgresql": "postgres",
     "postgres": "postgres",
@@ -48,8 +50,11 @@ SERVER_OF_SCHEME = {
     "mysql": "mysql",
     "mariadb": "mariadb",
     "mongodb": "mongo",
+    "memcached": "memcached",
+    "amqp": "rabbitmq",
 }
-VARIABLES = {"redis": "REDIS_URL", "mongo": "MONGODB_URL"}
+VARIABLES = {"redis": "REDIS_URL", "mongo": "MONGODB_URL", "memcached": "MEMCACHED_URL", "rabbitmq": "AMQP_URL"}
+VARIABLES |= {"neo4j": "NEO4J_URL", "arangodb": "ARANGODB_URL"}
 """What a page may call the URL beside DATABASE_URL."""
 
 BLOCK = re.compile(

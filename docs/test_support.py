@@ -11,6 +11,7 @@ def test_the_page_and_the_readme_are_those_made_from_the_results() -> None:
     rows = support.load()
     assert support.page(rows) == support.PAGE.read_text()
     assert support.readme(support.README.read_text(), rows) == support.README.read_text()
+    assert support.adapters(support.ADAPTERS.read_text(), rows) == support.ADAPTERS.read_text()
 
 
 def test_a_pair_with_a_failure_is_on_the_page_and_not_in_the_readme() -> None:
@@ -40,3 +41,13 @@ def test_a_row_names_the_servers_as_they_name_themselves() -> None:
     assert row["servers"] == "PostgreSQL 18.6, PgBouncer 1.26.1"
     row = support.row("mongo", "mongo:7", "3.14", result)
     assert row["servers"] == "SecantusDB 0.7.0b3 standing in for MongoDB 8.2.11"
+
+
+def test_the_table_of_backends_names_each_ones_adapter_driver_and_servers() -> None:
+    """Made from the results: nobody writes there by hand what was not seen."""
+    text = support.adapters("\n".join(support.MARKS), [MADE | COUNTS | {"servers": "MySQL 10.0.0"}])
+    assert "| MySQL (diesel) | [pool-mysql](mysql.md) | `aiomysql" in text
+    assert "| MySQL 10.0.0 |" in text
+    assert "| tiberius (bb8-tiberius) | [pool-odbc](odbc.md) | `aioodbc" in text
+    assert "| not seen on SQL Server; not in the matrix yet |" in text
+    assert "| nebula-client (bb8-nebula) | [a recipe](nebula.md) | | |" in text

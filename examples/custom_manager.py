@@ -1,7 +1,7 @@
 """An adapter of one's own: pooling connections of a small line protocol over TCP.
 
 Three parts: a driver (``LineConnection``), the adapter that teaches the pool to use it (``LineManager``, 40 lines), and
-a server to try it on. ``python examples/custom_manager.py`` runs all three; the conformance kit tests the adapter.
+a server to try it on. ``python examples/custom_manager.py`` runs all three; the conformance suite tests the adapter.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class LineConnection(asyncio.Protocol):
 
 
 class LineManager:
-    """Opens, tests, wipes and closes LineConnections."""
+    """Opens, validates, resets and closes LineConnections."""
 
     def __init__(self, host: str, port: int, *, user: str = "guest", password: str = "") -> None:
         self._address = host, port
@@ -197,7 +197,7 @@ async def main() -> None:
         async def work(number: int) -> str:
             async with pool.get() as conn:
                 await conn.ask(f"USE room{number}")
-                return await conn.ask("WHERE")  # what the last borrower used is wiped before the next one comes
+                return await conn.ask("WHERE")  # the reset has removed what the last borrower used
 
         async with pool:
             answers = await asyncio.gather(*(work(number) for number in range(100)))

@@ -1,6 +1,6 @@
-"""After a failover the pool still holds connections to the old primary, which now only reads: evict() retires them.
+"""After a failover the pool still holds connections to the old primary, which now only reads: one retry is all it takes.
 
-All servers stand in the URL, and the driver looks for the one that writes:
+The adapter's judge knows the error and retires all connections. All servers stand in the URL, and the driver looks for the one that writes:
 
     DATABASE_URL='postgresql://user:password@one:5432,two:5432/database?target_session_attrs=read-write' \
         python examples/failover.py
@@ -26,7 +26,7 @@ async def write(pool: Pool[asyncpg.Connection], number: int) -> int:
         except asyncpg.ReadOnlySQLTransactionError:
             if attempt:
                 raise
-            print(f"read-only: {pool.evict()} connections retired", flush=True)
+            print("read-only: once more, on a new connection", flush=True)
     raise AssertionError("bug: the second attempt returns or raises")
 
 

@@ -46,7 +46,7 @@ async def main(url: str) -> None:
     await stop.wait()
     print("stopping", flush=True)
 
-    # Waits for what is lent, refuses new gets, and terminates what is left when the time is over: it always ends.
+    # Waits for connections in use, refuses new gets, and terminates what is left after the timeout: it always ends.
     await pool.close(timeout=GRACE)
     print(f"{await worker} jobs done")
 

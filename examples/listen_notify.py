@@ -1,6 +1,6 @@
 """LISTEN and NOTIFY on PostgreSQL: the listener has a connection beside the pool, and comes back when it breaks.
 
-A connection of the pool is wiped between borrowers, and UNLISTEN is a part of that: one that listens for long is no
+A connection of the pool is reset between borrowers, and UNLISTEN is a part of that: one that listens for long is no
 connection for a pool.
 
     DATABASE_URL=postgresql://user:password@localhost/database python examples/listen_notify.py
@@ -31,7 +31,7 @@ async def listen(pool: Pool[asyncpg.Connection], channel: str, heard: Callable[[
 async def listen_on_one_connection(pool: Pool[asyncpg.Connection], channel: str, heard: Callable[[str], None]) -> None:
     """Return when the connection is lost."""
     lost = asyncio.Event()
-    # Made like the pool's own connections, by its manager and within its time-outs, but neither counted nor pooled.
+    # Made like the pool's own connections, by its manager and within its timeouts, but neither counted nor pooled.
     async with pool.dedicated_connection() as conn:
         conn.add_termination_listener(lambda _: lost.set())
         await conn.add_listener(channel, lambda _conn, _pid, _channel, message: heard(str(message)))

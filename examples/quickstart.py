@@ -1,4 +1,4 @@
-"""The pool in one sitting: open, borrow, wait, time out, look, close.
+"""The pool in one program: open, acquire, wait, time out, look, close.
 
 python examples/quickstart.py               # SQLite in memory; else DATABASE_URL=postgresql://..., mysql://...
 """
@@ -15,7 +15,7 @@ from pool_core import Pool, PoolTimeout
 async def main(url: str) -> None:
     # Any adapter that is installed, by the URL's scheme. A wrong password would fail here, with the driver's own error.
     async with Pool.from_url(url, max_size=2, min_idle=1) as pool:
-        # A block borrows a connection, the driver's own, and gives it back at its end.
+        # A block acquires a connection, the driver's own, and returns it at its end.
         async with pool.get() as conn:
             print("one:", await one(conn))
 

@@ -51,7 +51,10 @@ async def main(url: str) -> None:
 
             vault.password = secrets.token_hex(16)
             await admin.execute(f"ALTER ROLE {ROLE} PASSWORD '{vault.password}'")
-            before, served_before = pool.evict(), served.copy()  # idle ones go now, lent ones on their return
+            before, served_before = (
+                pool.evict(),
+                served.copy(),
+            )  # idle ones are closed now, the others when they are returned
             await asyncio.sleep(0.3)
             served.clear()
             await asyncio.sleep(0.3)

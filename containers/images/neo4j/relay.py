@@ -1,6 +1,6 @@
 """Forward Bolt connections to FalkorDB, and make up for some of its differences from Neo4j.
 
-FalkorDB never serves the connection that follows a GOODBYE: the relay drops that message, and the end of the connection
+FalkorDB never serves the connection that follows a `GOODBYE`: the relay drops that message, and the end of the connection
 has the same meaning. Half a message ends FalkorDB's process: the relay sends whole ones. FalkorDB knows one user,
 "falkordb": the relay writes that name into logins of the user that it is given.
 

@@ -299,7 +299,7 @@ def test_a_log_that_raises_breaks_nothing(error: BaseException) -> None:
     from pool_core.testing import SwallowCancel
 
     fails = Raises(error)
-    logger = logging.getLogger("pool_core")
+    logger = logging.getLogger("pool_core.pool")
 
     async def main() -> None:
         manager = ScriptedManager(connect=SwallowCancel(99))

@@ -242,6 +242,53 @@ def test_the_url_can_come_from_the_standard_input(cli: Cli, monkeypatch: pytest.
     assert cli.adapters.seen(module) == ["fake://user:canary@h"]
 
 
+# ping --watch
+
+
+def test_a_watch_prints_a_line_for_each_round_trip_and_a_summary(cli: Cli) -> None:
+    """One after the other, each at its time; the connection is validated by nothing else."""
+    manager = cli.manager(connect=Delay(0.02), is_valid=[Delay(0.005), Delay(0.001), Delay(0.003)])
+    assert cli("ping", "fake://user:canary@h", "--watch", "--count=3", "--interval=2") == 0
+    lines = cli.out.splitlines()
+    assert [line[10:] for line in lines[:3]] == ["5.00 ms", "1.00 ms", "3.00 ms"]
+    assert lines[3:] == ["fake: 3 round trips, 0 failed", "min 1.00 ms, median 3.00 ms, max 5.00 ms"]
+    assert cli.took == pytest.approx(4.003, abs=0.01)
+    assert len(manager.calls("is_valid")) == 3
+    manager.check(open=0)
+
+
+def test_a_watch_goes_on_while_the_server_is_away_and_tells_when_it_is_back(cli: Cli) -> None:
+    """Also when it is away at first: a watch is begun in an outage."""
+    down = ConnectionRefusedError(111, "refused, canary")
+    manager = cli.manager(connect=[down] * 6, is_valid=[True, OSError("gone"), False, True])
+    assert cli("ping", "fake://user:canary@h", "--watch", "--count=8", "--timeout=0.5", "--interval=1") == 1
+    told = [line[10:] for line in cli.out.splitlines()]
+    assert told[0].startswith("PoolTimeout: ")
+    assert "refused, (not shown)" in told[0]
+    later = [line for line in told[:8] if not line.startswith("PoolTimeout")]
+    assert later[:4] == ["0.0 us", "OSError: gone", "the connection is not valid (is_valid returned False)", "0.0 us"]
+    failed = 8 - sum(line.endswith(" us") for line in told[:8])
+    assert f"fake: 8 round trips, {failed} failed\n" in cli.out
+    assert "canary" not in cli.out
+    manager.check(open=0)
+
+
+def test_a_watch_for_a_program_is_one_document_a_line(cli: Cli) -> None:
+    """So that each can be read as it comes."""
+    cli.manager(is_valid=[Delay(0.005), OSError("gone")])
+    assert cli("ping", "fake://h", "--watch", "--count=2", "--json") == 1
+    first, second = map(json.loads, cli.out.splitlines())
+    assert first == {"at": first["at"], "scheme": "fake", "seconds": pytest.approx(0.005), "error": None}
+    assert (second["seconds"], second["error"]) == (None, "OSError: gone")
+
+
+def test_a_watch_of_which_nothing_succeeded_has_no_figures(cli: Cli) -> None:
+    """There is nothing to take the median of."""
+    cli.manager(connect=PermissionError("wrong password"), is_transient=False)
+    assert cli("ping", "fake://h", "--watch", "--count=1") == 1
+    assert cli.out.splitlines()[-1] == "fake: 1 round trips, 1 failed"
+
+
 # bench
 
 
@@ -431,6 +478,71 @@ def test_a_terminal_that_goes_away_does_not_end_the_measurement(cli: Cli, monkey
     assert "operations/s" in cli.out
 
 
+# Narrow terminals, the version, help
+
+
+@pytest.mark.parametrize("width", [24, 44, 60])
+def test_nothing_is_wider_than_the_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """A phone, or a terminal beside an editor: lines that break by themselves are no table."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    cli.adapters.hide_others()
+    module = cli.adapters.install("postgresql", dist="pool-postgresql-of-ours")
+    cli.adapters.install("broken", dist="pool-broken", source="import no_such_driver")
+    assert cli("adapters") == 1
+    words = max(map(len, cli.out.split()))
+    assert max(map(len, cli.out.splitlines())) <= max(width, words + 2)
+    assert "SCHEME" not in cli.out
+    assert f"\npostgresql\n  pool-postgresql-of-ours 1.2\n  {module}:make\n  ok\n" in cli.out or width < 30
+    cli.manager(is_valid=Delay(0.01))
+    assert cli("bench", "fake://h", "--tasks=4", "--seconds=0.5") == 0
+    rows = cli.out.splitlines()[2:]
+    assert max(map(len, rows)) <= max(width, len("connections_abandoned") + 2)
+    assert "fairness" in cli.out
+    assert cli("bench", "--help") == 0
+    assert max(map(len, cli.out.splitlines())) <= max(width, 66)  # examples are left as they are
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_wide_terminal_and_what_is_piped_have_tables(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    """What is piped is never folded: a program may read it."""
+    monkeypatch.setenv("COLUMNS", "120" if is_terminal else "20")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    cli.adapters.hide_others()
+    cli.adapters.install("postgresql", dist="pool-postgresql-of-ours")
+    assert cli("adapters") == 0
+    assert len(cli.out.splitlines()) == 2
+
+
+def test_the_version_is_told(cli: Cli) -> None:
+    """The first line of a report of a fault."""
+    assert cli("--version") == 0
+    assert re.fullmatch(r"pool-core \d+\.\d+\.\d+\S* \(Python 3\.\d+\.\d+\S*\)\n", cli.out)
+
+
+@pytest.mark.parametrize("command", [[], ["adapters"], ["ping"], ["bench"]])
+def test_help_shows_examples(cli: Cli, command: list[str]) -> None:
+    """What people copy; each of them is understood."""
+    assert cli(*command, "--help") == 0
+    lines = re.findall(r"^  (python -m pool_core .*)$", cli.out, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        words = line.partition(" <<<")[0].split()[3:]
+        from pool_core._cli import _parser
+
+        _parser().parse_args(words)
+
+
+def test_the_console_script_calls_itself_by_its_name(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Usage and examples can be copied."""
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pool-core", "--help"])
+    assert cli("ping", "--help") == 0
+    assert cli.out.startswith("usage: pool-core ping ")
+    assert "  pool-core ping redis://cache --watch\n" in cli.out
+
+
 # Wrong usage, and what is never shown
 
 
@@ -578,7 +690,7 @@ def make(url):
 
 SLOW = """
 import sys
-from pool_core.testing import Delay, ScriptedManager
+from pool_core.testing import NEVER, Delay, ScriptedManager
 
 def first(conn):
     print("at work", file=sys.stderr, flush=True)
@@ -613,20 +725,51 @@ def test_the_module_can_be_run(cli: Cli) -> None:
     assert "\x1b" not in done.stdout
 
 
-def test_ctrl_c_is_one_line_and_130(cli: Cli) -> None:
-    """As a shell expects it; the connections are closed on the way."""
-    cli.adapters.install("fake", source=SLOW)
-    command = [sys.executable, "-m", "pool_core", "bench", "fake://h", "--seconds=50", "--tasks=1"]
+def _interrupted(cli: Cli, *argv: str, source: str = SLOW, after: str = "stderr") -> tuple[int, str, str]:
+    """Run a command, press Ctrl-C after its first line; return its exit code, output and standard error."""
+    cli.adapters.install("fake", source=source)
+    command = [sys.executable, "-m", "pool_core", *argv]
     with subprocess.Popen(
         command, env=_environment(cli), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stderr is not None
-        assert process.stderr.readline() == "at work\n"
+        line = getattr(process, after).readline()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert out == ""
-    assert err.replace("at work\n", "") == "pool_core: interrupted\n"
+    return process.returncode, (line if after == "stdout" else "") + out, err.replace("at work\n", "")
+
+
+def test_ctrl_c_in_bench_prints_what_there_is(cli: Cli) -> None:
+    """Nobody throws minutes of figures away; 130 as a shell expects it; the connections are closed on the way."""
+    code, out, err = _interrupted(cli, "bench", "fake://h", "--seconds=50", "--tasks=1")
+    assert code == 130
+    assert re.match(r"fake: 1 tasks, max_size 10, [\d.]+ s\n\noperations ", out)
+    assert "statistics of the pool:" in out
+    assert re.fullmatch(r"pool_core: bench: fake: interrupted after [\d.]+ of 50 s\n", err)
+
+
+def test_ctrl_c_in_bench_leaves_a_whole_document(cli: Cli) -> None:
+    """For a program too."""
+    code, out, err = _interrupted(cli, "bench", "fake://h", "--seconds=50", "--tasks=1", "--json")
+    document = json.loads(out)
+    assert (code, err) == (130, "")
+    assert document["error"].startswith("interrupted after")
+    assert document["statistics"]["connections_created"] >= 1
+
+
+def test_ctrl_c_while_nothing_is_measured_is_one_line_and_130(cli: Cli) -> None:
+    """There is nothing to print yet."""
+    hangs = SLOW.replace("Delay(0.01)", "NEVER")
+    assert _interrupted(cli, "ping", "fake://h", source=hangs) == (130, "", "pool_core: interrupted\n")
+
+
+def test_ctrl_c_ends_a_watch_with_its_summary(cli: Cli) -> None:
+    """It is how a watch ends: the exit code says whether each round trip succeeded."""
+    code, out, err = _interrupted(cli, "ping", "fake://h", "--watch", "--interval=20", after="stdout")
+    assert (code, err) == (0, "")
+    line, summary, spread = out.splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  [\d.]+ (ms|us)", line)
+    assert summary == "fake: 1 round trips, 0 failed"
+    assert spread.startswith("min ")
 
 
 @pytest.mark.parametrize("argv", [["adapters"], ["adapters", "--json"], ["bench", "--help"]])

@@ -242,7 +242,8 @@ async def test_the_log_shows_the_first_failure_of_an_outage_and_the_recovery(cap
     manager = ScriptedManager(connect=[OSError("down")] * 5)
     async with Pool(manager, name="orders") as pool:
         await hold(pool)
-    assert [record.getMessage() for record in caplog.records] == [
+    told = [record.getMessage() for record in caplog.records if getattr(record, "phase", None)]
+    assert told == [
         "pool 'orders': connecting failed: OSError: down",
         "pool 'orders': connecting works again, after 5 failures",
     ]
@@ -400,7 +401,8 @@ async def test_an_outage_that_a_pool_was_closed_in_is_not_told_of_in_its_next_li
     manager.script(connect=OK)
     async with pool:
         await hold(pool)
-    assert [record.getMessage() for record in caplog.records] == ["pool 'orders': connecting failed: OSError: down"] * 2
+    told = [record.getMessage() for record in caplog.records if getattr(record, "phase", None)]
+    assert told == ["pool 'orders': connecting failed: OSError: down"] * 2
 
 
 class Stubborn(ScriptedManager):

@@ -51,8 +51,18 @@ def test_the_scheme_chooses_the_adapter_and_the_query_sets_the_options(adapters:
     assert pool.config == PoolConfig(max_size=20, queue_strategy=QueueStrategy.FIFO)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", " ", "\0"])
+def test_a_url_with_white_space_never_reaches_an_adapter(adapters: Adapters, end: str) -> None:
+    """The line break of a mounted secret: one driver strips it, another one opens another database."""
+    module = adapters.install("fake")
+    said = error_of(lambda: Pool.from_url(f"fake://user:canary@host/db{end}"), ValueError)
+    assert said.startswith(("the URL ends with a line break", "the URL has white space or a control character"))
+    assert "canary" not in said
+    assert module not in sys.modules
+
+
 def test_an_argument_beats_the_url(adapters: Adapters) -> None:
-    """The program knows better than its configuration what it can not do without."""
+    """The program knows better than its configuration what it cannot do without."""
     adapters.install("fake")
     pool = Pool.from_url("fake://h?pool_max_size=20&pool_min_idle=2", max_size=5)
     assert (pool.config.max_size, pool.config.min_idle) == (5, 2)

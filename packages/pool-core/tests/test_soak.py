@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pool_core import Pool, PoolError, QueueStrategy
@@ -20,6 +20,9 @@ from pool_core.testing import NEVER, OK, Delay, FakeConnection, ScriptedCustomiz
 from .disturbances import DISTURBANCES, Tally, disturbed
 from .test_state_walk import POOLS, walk
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 
 SECONDS = float(os.environ.get("POOL_SOAK_SECONDS", "50"))
@@ -27,9 +30,13 @@ STATES = int(os.environ.get("POOL_WALK_STATES", "12000"))
 
 
 @pytest.fixture(autouse=True)
-def _silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def _silent() -> Iterator[None]:
     """Many thousand abandoned connections, one line each."""
-    monkeypatch.setattr(logging.getLogger("pool_core"), "disabled", True)
+    logger = logging.getLogger("pool_core")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(level)
 
 
 def drawn_seed() -> int:

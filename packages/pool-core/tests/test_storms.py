@@ -14,7 +14,7 @@ import logging
 import os
 import random
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pool_core import Pool, PoolError, QueueStrategy
@@ -35,6 +35,9 @@ from pool_core.testing import (
 from . import guard
 from .disturbances import Tally
 from .helpers import books
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SEEDS = int(os.environ.get("POOL_STORM_SEEDS", "200"))
 SOAK = int(os.environ.get("POOL_STORM_SOAK", "5000"))
@@ -336,9 +339,13 @@ def weather(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def _silent() -> Iterator[None]:
     """Thousands of failures would each log a line."""
-    monkeypatch.setattr(logging.getLogger("pool_core"), "disabled", True)
+    logger = logging.getLogger("pool_core")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(level)
 
 
 @pytest.mark.parametrize("seed", CHOSEN)

@@ -40,10 +40,10 @@ POLICY = ("_deadlock", "_slot", "_supply", "_queue", "_idle", "_agenda", "_state
 """The modules that decide. The shell acts."""
 
 ARROWS = (
-    *("_errors", "_statistics", "_events", "_manager", "_config"),
+    *("_text", "_errors", "_statistics", "_events", "_manager", "_config"),
     *("_slot", "_deadlock", "_supply", "_queue", "_idle", "_agenda", "_state"),
     *("_hooks", "_call", "_messages", "_calls", "_lifecycle", "_gets", "_shell"),
-    *("_guard", "_lease", "_registry", "_pool"),
+    *("_look", "_guard", "_lease", "_registry", "_pool"),
 )
 """From the bottom to the top: what a module imports at run time stands before it."""
 

@@ -131,5 +131,5 @@ async def test_credentials_are_asked_for_with_each_client(kind: Any, locked: Ser
 
 async def test_a_callable_that_returns_no_string_is_an_error_that_says_so(kind: Any) -> None:
     """Not the driver's, much later."""
-    with pytest.raises(TypeError, match="the callable given as password returned a bytes: it must return a string"):
+    with pytest.raises(TypeError, match="the callable for password returned bytes: it must return a str"):
         await kind.clients("mongodb://127.0.0.1", username="u", password=lambda: b"secret").connect()

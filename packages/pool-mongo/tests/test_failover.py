@@ -33,7 +33,7 @@ async def write(pool: Pool[Any]) -> None:
             await lease.pool.failover.insert_one({})
 
 
-async def test_a_failover_behind_one_address_costs_at_most_an_error_for_each_connection(
+async def test_a_failover_behind_one_address_costs_at_most_max_size_errors(
     make: Any, mongo: Server, own: Server, admin: Any
 ) -> None:
     """The old sockets lead to a server that refuses writes for ever; the pool heals without evict()."""

@@ -13,6 +13,7 @@ class Dialect:
     no_role: str | None  # the result of CURRENT_ROLE() without a role
     no_tls: tuple[str, ...]  # command line: offer no TLS
     login_method: str  # of accounts for which none is named
+    second_login: int  # round trips of COM_CHANGE_USER without TLS
     demotion: str  # variable: no ordinary account may write, as on a replica
     prepare_detaches: bool  # XA PREPARE leaves a session that can go on, without the transaction
 
@@ -32,6 +33,7 @@ MARIADB = Dialect(
     no_role=None,
     no_tls=(),
     login_method="mysql_native_password",
+    second_login=2,
     demotion="read_only",
     prepare_detaches=False,
 )
@@ -42,6 +44,7 @@ MYSQL = Dialect(
     no_role="NONE",
     no_tls=("--tls-version=",),
     login_method="caching_sha2_password",
+    second_login=3,
     demotion="super_read_only",
     prepare_detaches=True,
 )

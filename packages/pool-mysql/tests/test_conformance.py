@@ -57,6 +57,10 @@ class Conformance(ManagerConformance[Connection]):
     async def leave_unread(self, conn: Connection) -> None:
         await conn.query("SELECT 1 UNION SELECT 2", unbuffered=True)
 
+    async def late_error(self, conn: Connection) -> None:
+        query = b"\x03SELECT nonsense FROM"  # past the driver's methods, which would wait for the answer
+        conn._writer.write(len(query).to_bytes(4, "little") + query)
+
     async def begin(self, conn: Connection) -> None:
         await ask(conn, "SELECT * FROM things FOR UPDATE")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import aiomysql
@@ -117,6 +118,26 @@ def test_a_password_beyond_latin_1_is_refused_without_being_quoted(connect_error
     assert "Latin-1" in str(error)
     assert "\N{EURO SIGN}" not in repr(error) + repr(error.__context__ if not error.__suppress_context__ else "")
     assert not manager.is_transient(error)
+
+
+@pytest.mark.parametrize("text", ["password = secret", "[client]\npassword = secret\nsecret"])
+def test_a_malformed_option_file_is_refused_without_being_quoted(connect_error: Any, tmp_path: Path, text: str) -> None:
+    """configparser's errors show the lines that it cannot read."""
+    options = tmp_path / "my.cnf"
+    options.write_text(text)
+    manager = MySQLConnectionManager(host="127.0.0.1", port=1, read_default_file=str(options))
+    error = connect_error(manager)
+    assert "read_default_file is not an option file" in str(error)
+    assert not manager.is_transient(error)
+
+
+def test_the_password_of_an_option_file_is_checked_too(connect_error: Any, tmp_path: Path) -> None:
+    """Python's UnicodeEncodeError holds the whole password."""
+    options = tmp_path / "my.cnf"
+    options.write_text("[client]\npassword = secret\N{EURO SIGN}\n", encoding="utf-8")
+    error = connect_error(MySQLConnectionManager(host="127.0.0.1", port=1, read_default_file=str(options)))
+    assert isinstance(error, ValueError)
+    assert "Latin-1" in str(error)
 
 
 def test_credentials_may_be_callables_asked_for_every_connect(db: Any) -> None:

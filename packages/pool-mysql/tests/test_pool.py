@@ -360,6 +360,31 @@ def test_a_server_that_cannot_reset_costs_connections_and_serves_everybody(db: A
     asyncio.run(main())
 
 
+def test_a_connection_that_is_replaced_for_a_normal_reason_is_not_in_the_log(
+    db: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The program asked for it, by open_transaction="close" or by a USE that cannot be undone."""
+
+    async def main() -> None:
+        async with Pool(db.manager(open_transaction="close"), max_size=1) as pool:
+            first = await query(pool)
+            await query(pool, "SELECT * FROM things FOR UPDATE")
+            assert await query(pool) != first
+            closed = pool.state().statistics.connections_closed
+            assert closed[CloseReason.REPLACED] >= 1
+            assert closed[CloseReason.RESET_FAILED] == 0
+        nowhere = MySQLConnectionManager(host=db.host, port=db.port, user=db.user, password=db.password)
+        async with Pool(nowhere, max_size=1) as pool:
+            await query(pool, "USE other")
+            assert await query(pool, "SELECT DATABASE()") is None
+            assert pool.state().statistics.connections_closed[CloseReason.REPLACED] == 1
+
+    logging.getLogger("pool_core").setLevel(logging.DEBUG)
+    with caplog.at_level(logging.DEBUG, logger="pool_core"):
+        asyncio.run(main())
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 def test_the_password_shows_nowhere(db: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A canary for a password, through refusals, timeouts, reprs, events and logs."""
     canary = "c4n4ry"

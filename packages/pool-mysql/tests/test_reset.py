@@ -417,24 +417,69 @@ def test_close_gives_up_a_connection_that_comes_back_in_a_transaction(db: Any, w
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("autocommit", [True, False])
+@pytest.mark.parametrize("strays", [1, 2, 3])
+def test_an_answer_that_nobody_has_read_does_not_pass_for_a_reset(
+    db: Any, reset: Reset, autocommit: bool, strays: int
+) -> None:
+    """It arrives after has_broken was called; the next borrower would get the answers of others."""
+
+    async def main() -> None:
+        async with db.connection(reset=reset, autocommit=autocommit) as (manager, conn):
+            for _ in range(strays):
+                conn._writer.write(b"\1\0\0\0\x0e")  # COM_PING
+            assert not manager.has_broken(conn)
+            with pytest.raises((aiomysql.MySQLError, ValueError, AssertionError)):
+                await manager.reset(conn)
+
+    asyncio.run(main())
+
+
 # --- one round trip
 
 
-def test_a_later_reset_is_one_write_and_one_round_trip(db: Any) -> None:
-    """The first one is checked, at the price of three round trips."""
+@pytest.mark.parametrize(
+    ("settings", "sql", "writes"),
+    [
+        ({}, None, 1),
+        ({"autocommit": True, "sql_mode": "'ANSI'", "charset": "latin1"}, "SET NAMES utf8mb4", 1),
+        ({}, "SELECT * FROM things FOR UPDATE", 1),
+        ({}, "USE other", 3),
+        ({}, "BEGIN", 2),
+        ({"init_command": "SET @x = 1"}, None, 3),
+        ({"reset": "strict"}, "USE other", None),
+        ({"reset": "none"}, None, 1),
+        ({"reset": "none", "autocommit": True}, None, 0),
+    ],
+)
+def test_a_reset_takes_as_many_round_trips_as_the_readme_says(
+    db: Any, settings: dict[str, Any], sql: str | None, writes: int | None
+) -> None:
+    """Each write waits for its answer. Only the first reset is checked: one more in the usual case, and not in one write."""
 
     async def main() -> None:
-        async with db.connection() as (manager, conn):
-            if not db.resets_first:
-                await wipe(manager, conn)
-            writes = []
+        async with db.connection(**settings) as (manager, conn):
+            if sql is not None:
+                await db.ask(conn, sql)
+            written: list[bytes] = []
             write = conn._writer.write
-            conn._writer.write = lambda data: (writes.append(bytes(data)), write(data))
-            for _ in range(3):
-                await wipe(manager, conn)
+
+            def spy(data: bytes) -> None:
+                written.append(bytes(data))
+                write(data)
+
+            conn._writer.write = spy
+            await wipe(manager, conn)
             del conn._writer.write
-            assert len(writes) == 3
-            assert all(RESET_CONNECTION in written[:5] and b"SET " in written for written in writes)
+            expected: int = db.dialect.second_login + 1 if writes is None else writes
+            if writes is None and not db.resets_first and db.dialect.login_method == "caching_sha2_password":
+                expected += 1  # it asks for the server's key once
+            in_one_write = settings.get("reset", "safe") == "safe"
+            checked = not db.resets_first and settings.get("reset") != "none"
+            assert len(written) == expected + (checked + (checked and in_one_write))
+            assert any(RESET_CONNECTION in data[:5] and b"SET " in data for data in written) is (
+                in_one_write and db.resets_first
+            )
 
     asyncio.run(main())
 

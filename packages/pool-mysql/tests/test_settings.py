@@ -150,6 +150,7 @@ def test_ssl_mode_in_a_url_means_what_it_means_to_mysqls_clients(name: str) -> N
             ValueError,
             "the bytes of a PEM file",
         ),
+        ({"read_default_file": "/no/such.cnf"}, ValueError, "no such file"),
         ({"reset": "yes"}, ValueError, "'safe', 'strict', 'none'"),
         ({"reset": None}, ValueError, "'safe', 'strict', 'none'"),
         ({"open_transaction": "commit"}, ValueError, "'rollback', 'close'"),
@@ -169,7 +170,8 @@ def test_every_keyword_of_the_driver_is_known() -> None:
     """A keyword of a later aiomysql passes through, unchecked."""
     refused = {"loop", "connect_timeout"}
     for name in inspect.signature(aiomysql.Connection).parameters.keys() - refused:
-        MySQLConnectionManager(**{name: None})
+        settings: dict[str, Any] = {name: None}
+        MySQLConnectionManager(**settings)
 
 
 def test_a_url_that_is_no_text_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiomysql
@@ -85,7 +86,7 @@ def test_a_packet_that_is_too_large_costs_the_connection_at_once(db: Any) -> Non
 
 
 @contextlib.asynccontextmanager
-async def address(targets: list[Server]) -> Any:
+async def address(targets: list[Server]) -> AsyncIterator[int]:
     """One port, behind which new connections reach the last of these servers."""
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -33,7 +33,7 @@ async def last_value(conn: Any) -> object:
 
 
 class TestPostgres(ManagerConformance[Any]):
-    """The kit's questions."""
+    """The conformance suite."""
 
     probes = (
         probe("role", "SET ROLE pg_monitor", "SELECT current_user"),
@@ -82,6 +82,10 @@ class TestPostgres(ManagerConformance[Any]):
         await conn.transaction().start()
         cursor = await conn.cursor("SELECT generate_series(1, 1000)")
         await cursor.fetch(10)
+
+    async def late_error(self, conn: Any) -> None:
+        query = b"SELECT 1/0\0"  # past the driver, which knows of no request then
+        conn._transport.write(b"Q" + (len(query) + 4).to_bytes(4, "big") + query)
 
     async def begin(self, conn: Any) -> None:
         await conn.transaction().start()

@@ -101,6 +101,7 @@ async def test_with_an_unknown_driver_connections_are_closed_after_use(
     url: str, monkeypatch: pytest.MonkeyPatch, name: str, moved: object
 ) -> None:
     """What cannot be reset for certain must not reach another borrower."""
+    monkeypatch.setattr(_internals, "_IN_USE", [])
     monkeypatch.setattr(_internals, name, moved)
     manager = PostgresConnectionManager(url)
     conn = await manager.connect()
@@ -222,6 +223,20 @@ async def test_update_holds_for_new_connections_only(url: str) -> None:
     assert [await conn.fetchval("SHOW application_name") for conn in (old, new)] == ["old", "new"]
     await manager.close(old)
     await manager.close(new)
+
+
+@pytest.mark.parametrize("limit", ["0", "15"])
+async def test_a_hosters_url_connects_as_it_is_printed(url: str, limit: str) -> None:
+    """Vercel's and Supabase's, for Prisma: no prepared statements, no reset."""
+    manager = PostgresConnectionManager(
+        f"{url}?pgbouncer=true&connect_timeout={limit}&sslmode=prefer&application_name=a"
+    )
+    conn: Any = await manager.connect()
+    assert await conn.fetchval("SELECT current_setting('application_name') || $1::text", "b") == "ab"
+    assert await conn.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE name <> ''") <= 1  # its own
+    assert not conn._stmt_cache._entries
+    assert manager.reset(conn) is None
+    await manager.close(conn)
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres"])

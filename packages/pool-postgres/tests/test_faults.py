@@ -44,7 +44,7 @@ def pids(leases: list[Any]) -> list[int]:
 
 
 @asynccontextmanager
-async def lent(pool: Pool[Any], number: int) -> AsyncIterator[list[Any]]:
+async def leased(pool: Pool[Any], number: int) -> AsyncIterator[list[Any]]:
     """So many connections at once."""
     leases = list(await asyncio.gather(*(pool.get() for _ in range(number))))
     try:
@@ -69,9 +69,9 @@ async def settled(pool: Pool[Any]) -> None:
 
 
 async def test_sessions_killed_while_idle_are_never_lent(url: str) -> None:
-    """psycopg_pool, SQLAlchemy and redis-py lend dead ones."""
+    """psycopg_pool, SQLAlchemy and redis-py hand out dead ones."""
     async with Pool(PostgresConnectionManager(url), max_size=5, min_idle=5) as pool:
-        async with lent(pool, 5) as leases:
+        async with leased(pool, 5) as leases:
             victims = pids(leases)
         await settled(pool)
         await kill(url, *victims)
@@ -231,7 +231,7 @@ async def test_a_cut_in_the_middle_of_an_answer_reaches_nobody_else(
         await works(pool)
 
 
-async def test_a_wipe_that_hangs_costs_its_connection_and_no_user_waits_for_it(
+async def test_a_reset_that_hangs_costs_its_connection_and_no_user_waits_for_it(
     proxied: Callable[..., PostgresConnectionManager], proxy: FaultProxy
 ) -> None:
     """The borrower has gone on; reset_timeout ends it."""
@@ -355,9 +355,9 @@ async def test_after_a_failover_evict_retires_the_old_primary(disturbed: Server,
                 while await lease.conn.fetchval("SHOW transaction_read_only") != "on":
                     await asyncio.sleep(0.02)
             await settled(pool)
-            assert pool.evict() == 3  # the lent one, and min_idle beside it
+            assert pool.evict() == 3  # the leased one, and min_idle beside it
             lease.release()
-            async with lent(pool, 3) as leases:
+            async with leased(pool, 3) as leases:
                 for one in leases:
                     assert await one.conn.fetchval(who) != old_primary
                     assert await one.conn.fetchval("SHOW transaction_read_only") == "off"

@@ -34,7 +34,7 @@ async def works(pool: Pool[Any], timeout: float = 5.0) -> None:
 
 @pytest.mark.parametrize("mode", ["none", "safe"])
 async def test_many_users_share_few_sessions(bouncer: Server, mode: Any) -> None:
-    """The safe wipe is one message, so one transaction: it does no harm there, only nothing useful."""
+    """The safe reset is one message, so one transaction: it does no harm there, only nothing useful."""
     async with Pool(manager_for(bouncer, reset=mode), max_size=10, min_idle=1) as pool:
 
         async def user(number: int) -> None:

@@ -99,6 +99,7 @@ def test_every_form_that_the_driver_reads_is_taken(dsn: str | None) -> None:
         ({"cancel_timeout": True}, TypeError, "cancel_timeout is of type bool: expected a finite number"),
         ({"passwort": SECRET}, TypeError, "'passwort' is not an option of PostgresConnection.*did you mean 'password'"),
         ({"hots": "h"}, TypeError, "did you mean 'host'"),
+        ({"hots": None}, TypeError, "did you mean 'host'"),
         ({"loop": object()}, TypeError, "loop is not taken: a connection belongs to the running loop"),
         ({"password": 7}, TypeError, "password is of type int: expected a str, or a callable"),
         ({"password": f"{SECRET}\n"}, ValueError, "password ends with a line break: remove it"),
@@ -108,6 +109,11 @@ def test_every_form_that_the_driver_reads_is_taken(dsn: str | None) -> None:
         ({"host": ["h1", 2]}, TypeError, "host is of type int: expected a str"),
         ({"database": "db\n"}, ValueError, "database ends with a line break"),
         ({"port": 70000}, ValueError, "port=70000: expected an int from 1 to 65535"),
+        (
+            {"host": "h", "port": [1, 2]},
+            ValueError,
+            r"2 ports for 1 host\(s\): expected one port, or one for each host",
+        ),
         ({"port": [5432, "x"]}, TypeError, "port is of type str: expected an int"),
         ({"ssl": "sometimes"}, ValueError, "ssl='sometimes': expected one of 'disable', 'allow', 'prefer'"),
         ({"target_session_attrs": "primry"}, ValueError, "target_session_attrs='primry': expected one of 'any'"),
@@ -213,6 +219,7 @@ def test_what_an_update_does_not_name_stays() -> None:
         ("connect_timeout=15", {"timeout": 15.0}),
         ("connect_timeout=0", {"timeout": None}),
         ("pgbouncer=true", {"statement_cache_size": 0}),
+        ("pgbouncer=true&statement_cache_size=9", {"statement_cache_size": 9}),
         ("pgbouncer=false", {}),
         ("channel_binding=prefer", {}),
         ("gssencmode=disable", {}),
@@ -270,6 +277,8 @@ def test_no_text_of_a_manager_shows_a_secret() -> None:
         PostgresConnectionManager(f"postgresql://u@h/db?password={SECRET}&host=x"),
         PostgresConnectionManager("postgresql://u@h/db", password=SECRET),
         PostgresConnectionManager(host=["h1", "h2"], port=5432, database="db", password=lambda: SECRET),
+        PostgresConnectionManager(host=("h1", "/run/pg"), port=(5432, 5433), database="db", password=SECRET),
+        PostgresConnectionManager(f"postgresql://h/db?sslcert=c&sslkey=k&sslpassword={SECRET}"),
     ]
     managers[2].update(password=f"{SECRET}2")
     for manager in managers:
@@ -280,7 +289,7 @@ def test_no_text_of_a_manager_shows_a_secret() -> None:
 
 
 def test_it_has_all_verbs() -> None:
-    """The pool finds optional verbs by their names."""
+    """The pool finds optional methods by their names."""
     manager: object = PostgresConnectionManager()
     assert isinstance(manager, SupportsReset)
     assert isinstance(manager, SupportsTerminate)

@@ -86,7 +86,7 @@ async def test_a_transaction_of_any_isolation_level_works(url: str) -> None:
         assert await conn.fetchval("SELECT count(*) FROM people") == 1
 
 
-async def test_session_state_is_wiped_between_leases_as_in_production(url: str) -> None:
+async def test_session_state_is_reset_between_leases_as_in_production(url: str) -> None:
     """Code that relies on a leaked setting must fail in its tests."""
     async with pool_for_tests(url) as pool:
         async with pool.get() as conn:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import fleet
@@ -13,14 +12,6 @@ from containers.servers import Server, ServerFactory
 
 T = TypeVar("T")
 PASSWORD = "canary-7f3a"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let pytest-xdist run each kind of server in one process: its fleets are brought up once, beside the other's."""
-    for item in items:
-        dialect = getattr(item, "callspec", None) and item.callspec.params.get("dialect")  # type: ignore[attr-defined]
-        if dialect and item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group(dialect))
 
 
 @pytest.fixture

@@ -385,7 +385,7 @@ def test_trouble_on_the_way_may_pass(errors: Exception) -> None:
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_a_user_who_may_not_ping_connects(guarded: Server, protocol: int, run: Any) -> None:
     """NOPERM is an answer: a probe must not need more rights than the work."""
-    with redis.Redis(host=guarded.host, port=guarded.port, password=PASSWORD) as admin:
+    with redis.Redis(host=guarded.host, port=guarded.port, password=PASSWORD, decode_responses=True) as admin:
         admin.execute_command("ACL SETUSER", "worker", "reset", "on", ">word", "~*", "+get", "+set")
 
         async def main() -> None:
@@ -398,11 +398,15 @@ def test_a_user_who_may_not_ping_connects(guarded: Server, protocol: int, run: A
                         await client.set("pool-redis:key", "x")
                         assert await client.get("pool-redis:key") == b"x"
                 assert pool.state().statistics.connections_created == 1
+            pings = [entry["count"] for entry in admin.acl_log() if entry["object"] == "ping"]
+            assert pings == [1], "the first, and not each validation, stands in the server's log of refusals"
 
+        admin.acl_log_reset()
         try:
             run(main())
         finally:
             admin.acl_deluser("worker")
+            admin.delete("pool-redis:key")
 
 
 def test_a_server_that_has_renamed_ping_is_valid(run: Any) -> None:

@@ -206,7 +206,7 @@ async def pop(pool: RedisPool) -> None:
 
 
 @pytest.mark.parametrize("use", [write, write_through_redis_py, pop])
-def test_a_failover_behind_one_address_costs_at_most_an_error_for_each_connection(
+def test_a_failover_behind_one_address_costs_at_most_max_size_errors(
     server: ServerFactory, dialect: str, redis: Server, use: Any, run: Any
 ) -> None:
     """The old connections lead to a replica that refuses writes for ever; the pool heals without evict()."""
@@ -306,12 +306,8 @@ def test_errors_are_judged_by_their_codes(error: Exception, verdict: Verdict) ->
         assert manager.judge(error, lease) is verdict
         assert manager.judge(outer, lease) is verdict
     lease.tracked.writes = False
-    if isinstance(error, ReadOnlyError):
-        assert sentinel.judge(error, lease) is Verdict.KEEP
-    elif isinstance(error, MasterDownError):
-        assert sentinel.judge(error, lease) is Verdict.CLOSE
-    else:
-        assert sentinel.judge(error, lease) is verdict
+    of_a_replica = {ReadOnlyError: Verdict.KEEP, MasterDownError: Verdict.CLOSE}.get(type(error), verdict)
+    assert sentinel.judge(error, lease) is sentinel.judge(outer, lease) is of_a_replica
 
 
 def test_a_reset_connection_is_not_lent(redis: Server, run: Any) -> None:

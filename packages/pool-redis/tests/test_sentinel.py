@@ -325,7 +325,7 @@ def test_a_write_that_a_demoted_master_refuses_costs_the_connection(redis: Serve
     async def main() -> None:
         manager = RedisConnectionManager(redis.url)
         client = await manager.connect()
-        refuse = "return redis.error_reply('READONLY You can not write against a read only replica.')"
+        refuse = "return redis.error_reply('READONLY You cannot write against a read only replica.')"
         with pytest.raises(ReadOnlyError):
             await client.eval(refuse, 0)
         assert manager.has_broken(client) is True

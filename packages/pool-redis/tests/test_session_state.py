@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from pool_core import Pool
+from pool_core import Pool, ReplaceConnection
 from pool_core.testing import FaultProxy
 from pool_redis import LeasedRedis, RedisConnectionManager
 from redis.exceptions import RedisError
@@ -137,7 +137,7 @@ def test_what_is_not_known_counts_as_beyond_repair(manager: RedisConnectionManag
         client.tracked.pack_command(*command.split(), "x")
         client.tracked.unanswered = 0
         assert manager.has_broken(client) is True
-        with pytest.raises(RedisError, match="beyond repair"):
+        with pytest.raises(ReplaceConnection, match="beyond repair"):
             await manager.reset(client)  # type: ignore[misc]
         await manager.close(client)
 

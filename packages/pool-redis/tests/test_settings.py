@@ -82,6 +82,10 @@ def test_a_url_that_cannot_be_read_is_refused_without_showing_it(url: str) -> No
         ({"retry_on_timeout": True}, ValueError, "never reconnects"),
         ({"single_connection_client": True}, ValueError, "leave it out"),
         ({"path": ""}, ValueError, "needs a path"),
+        ({"path": "/run/redis.sock\n"}, ValueError, "path ends with a line break"),
+        ({"host": "localhost\n"}, ValueError, "host ends with a line break"),
+        ({"host": "local host"}, ValueError, "host has white space"),
+        ({"password": f"{SECRET}\n"}, ValueError, "password ends with a line break"),
         ({"ssl": False, "connection_class": SSLConnection}, ValueError, "contradicts"),
         ({"ssl": True, "ssl_cert_reqs": "perhaps"}, ValueError, "Invalid SSL Certificate Requirements"),
         (

@@ -226,7 +226,7 @@ def test_a_clean_lease_makes_no_call(db: Any) -> None:
 
 
 def test_a_connection_of_somebody_elses_is_broken(db: Any) -> None:
-    """Pool.add of a plain aiosqlite connection: nobody knows what happened to it, so it is not lent."""
+    """Pool.add of a plain aiosqlite connection: nobody knows what happened to it, so it is not handed out."""
 
     async def look() -> None:
         manager = db.manager()
@@ -239,10 +239,10 @@ def test_a_connection_of_somebody_elses_is_broken(db: Any) -> None:
     asyncio.run(look())
 
 
-def test_a_release_of_the_driver_that_hides_its_calls_lends_no_connection_twice(
+def test_a_release_of_the_driver_that_hides_its_calls_uses_no_connection_twice(
     db: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What cannot be known counts as broken: the pool closes each connection instead of lending it again."""
+    """What cannot be known counts as broken: the pool closes each connection instead of handing it out again."""
 
     async def unseen(self: Any, fn: Any, *args: Any) -> Any:
         return fn(*args)

@@ -171,6 +171,7 @@ def test_an_unknown_option_of_a_url_is_a_type_error() -> None:
     ("options", "error", "text"),
     [
         ({"busy_timout": 1}, TypeError, "'busy_timout' is not an option of .*; did you mean 'busy_timeout'"),
+        ({"busy_timout": None}, TypeError, "did you mean 'busy_timeout'"),
         ({"loop": 1}, TypeError, "'loop' is not an option of SqliteConnectionManager"),
         ({"wal": 1}, TypeError, "wal is of type int: expected True or False"),
         ({"foreign_keys": "on"}, TypeError, "foreign_keys is of type str: expected True or False"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._call import Call
 from ._errors import PoolWarning
+from ._hooks import WARNING
 from ._manager import Verdict
 from ._messages import label
 from ._slot import Slot
@@ -114,7 +115,7 @@ class Calls(Generic[C]):
             try:
                 self._terminate(slot.conn)
             except BaseException as error:  # noqa: BLE001 - whatever an adapter raises
-                self._shell.hooks.failed(error, f"terminate of connection #{slot.id} raised")
+                self._shell.hooks.failed(error, f"terminate of connection #{slot.id} raised", connection_id=slot.id)
         return slot.terminated
 
     # -- awaited
@@ -179,7 +180,7 @@ class Calls(Generic[C]):
             except BaseException as error:
                 if (task := current_task()) is not None and task.cancelling():
                     raise
-                self._shell.hooks.failed(error, f"on_close of connection #{slot.id} raised")
+                self._shell.hooks.failed(error, f"on_close of connection #{slot.id} raised", connection_id=slot.id)
         if not slot.terminated:
             await self.manager.close(slot.conn)
 
@@ -246,6 +247,7 @@ class Calls(Generic[C]):
         if (gently and not dead) or not self.terminate(slot):
             if dead:
                 self.abandoned("a connection that came too late")
+                shell.hooks.tell()  # no turn will come
             else:
                 self.start(slot, self.close(slot), "close", shell.config.close_timeout, self._disposed)
 
@@ -259,7 +261,7 @@ class Calls(Generic[C]):
         """Nothing more can be done about this one."""
         shell = self._shell
         shell.state.counters.abandoned += 1
-        shell.hooks.log("%s: %s was abandoned: it ended neither when cancelled nor by terminate", what)
+        shell.hooks.note(WARNING, "%s was abandoned: it ended neither when cancelled nor by terminate", what)
 
     # -- telling
 

@@ -1,7 +1,7 @@
 """The command line: which adapters are installed, does a server answer, and how fast is a pool of its connections.
 
 Exit codes: 0 all is well; 1 something failed; 2 wrong usage (an unknown option, a URL that no adapter takes); 130
-interrupted by Ctrl-C; 141 nobody reads the output any more. No colours and no escape sequences, ever; the live line of
+interrupted by Ctrl-C (``bench`` has printed what it has measured until then); 141 nobody reads the output any more. No colours and no escape sequences, ever; the live line of
 ``bench`` is written to a terminal only.
 """
 
@@ -9,23 +9,38 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import math
 import os
-import re
-import shutil
+import platform
 import statistics
 import sys
+import textwrap
+import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
-from urllib.parse import unquote
 
 from . import _registry
 from ._config import PoolOptions
 from ._pool import Pool
+from ._terminal import (
+    PLAIN,
+    LiveLine,
+    columns,
+    complain,
+    duration,
+    line_of,
+    print_json,
+    said,
+    secrets_of,
+    show,
+    table,
+    without,
+    write_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -37,7 +52,6 @@ __all__ = ["main"]
 
 T = TypeVar("T")
 
-_PROG = "python -m pool_core"
 _CONNECTION_TIMEOUT = 10.0
 """Seconds, unless --timeout or the URL says otherwise: a person waits."""
 _GRACE = 2.0
@@ -62,7 +76,7 @@ def main(argv: Sequence[str] | None = None, *, run: Callable[[Coroutine[Any, Any
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
-        _complain("interrupted")
+        complain("interrupted")
         return 130
     except BrokenPipeError:
         # Only our own output raises it here: a command says itself what a driver raised. The interpreter flushes
@@ -80,16 +94,16 @@ def _command(arguments: list[str], run: Callable[[Coroutine[Any, Any, Any]], Any
     try:
         args = _parser().parse_args(arguments)
     except _UsageError as error:
-        _write_error(error.usage)
+        write_error(error.usage)
         given = [part for argument in arguments for part in (argument, argument.partition("=")[2])]
-        _complain(_without(str(error), [part for part in given if not _PLAIN.fullmatch(part)]))
+        complain(without(str(error), [part for part in given if not PLAIN.fullmatch(part)]))
         return 2
     except SystemExit as done:  # --help
         return int(done.code or 0)
     if args.command == "adapters":
         return _adapters(as_json=args.json)
     url: str = sys.stdin.readline().rstrip("\r\n") if args.url == "-" else args.url
-    secrets = _secrets(url)
+    secrets = secrets_of(url)
     try:
         manager, found = _registry.manager_and_options(url)
         # close_timeout too: an open that fails half done says goodbye to what it had, which a hung server never answers.
@@ -98,6 +112,8 @@ def _command(arguments: list[str], run: Callable[[Coroutine[Any, Any, Any]], Any
             options["connection_timeout"] = args.timeout
         if args.command == "ping":
             options["min_idle"] = 1
+            # A watch times its own round trip; the pool's validation would be another one.
+            options.setdefault("test_on_check_out", not args.watch)
         else:
             if args.size is not None:
                 options["max_size"] = args.size
@@ -105,32 +121,37 @@ def _command(arguments: list[str], run: Callable[[Coroutine[Any, Any, Any]], Any
             options["min_idle"] = options.setdefault("max_size", 10)
         pool = Pool(manager, **cast("PoolOptions[Any]", options))
     except (ValueError, TypeError) as error:
-        return _fail(args, 2, _without(str(error), secrets))
+        return _fail(args, 2, without(str(error), secrets))
     except Exception as error:  # noqa: BLE001 - an adapter may raise anything
-        return _fail(args, 1, _without(_said(error), secrets))
+        return _fail(args, 1, without(said(error), secrets))
     scheme = _registry.scheme_of(url)
     try:
+        if args.command == "ping" and args.watch:
+            watch = _Watch(scheme, pool, manager, secrets, as_json=args.json)
+            return cast("int", run(watch.run(args.count, args.interval)))
         if args.command == "ping":
-            report: Ping | Bench = run(_ping(scheme, pool, manager, args.count))
+            report: Ping | Bench = run(_ping(scheme, pool, manager, args.count or 5))
         else:
             report = run(_bench(scheme, pool, manager, args.tasks, args.seconds))
     except Exception as error:  # noqa: BLE001 - and so may a driver
-        return _fail(args, 1, f"{scheme}: {_without(_said(error), secrets)}")
-    problem = report.problem and _without(report.problem, secrets)
+        return _fail(args, 1, f"{scheme}: {without(said(error), secrets)}")
+    problem = report.problem and without(report.problem, secrets)
     if args.json:
-        _print_json({**report.document(), "error": problem})
+        print_json({**report.document(), "error": problem})
     else:
-        _print(report.text())
+        show(report.text())
         if problem:
-            _complain(f"{args.command}: {scheme}: {problem}")
+            complain(f"{args.command}: {scheme}: {problem}")
+    if isinstance(report, Bench) and report.interrupted:
+        return 130
     return 1 if problem else 0
 
 
 def _fail(args: argparse.Namespace, code: int, message: str) -> int:
     if args.json:
-        _print_json({"error": message})
+        print_json({"error": message})
     else:
-        _complain(f"{args.command}: {message}")
+        complain(f"{args.command}: {message}")
     return code
 
 
@@ -150,23 +171,70 @@ class _Parser(argparse.ArgumentParser):
         raise _UsageError(message, self.format_usage())
 
 
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Print it."""
+        show(f"pool-core {version('pool-core')} (Python {platform.python_version()})")
+        parser.exit()
+
+
+class _Help(argparse.HelpFormatter):
+    """Wraps paragraphs to the terminal, and leaves examples, which are indented, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = [part if part.startswith("  ") else textwrap.fill(part, width) for part in text.split("\n\n")]
+        return "\n\n".join(parts)
+
+
 def _parser() -> _Parser:
-    parser = _Parser(prog=_PROG, description="Look at the adapters of pool-core and at the servers behind them.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="adapters | ping | bench")
-    adapters = commands.add_parser("adapters", help="list the installed adapters", allow_abbrev=False)
-    ping = commands.add_parser(
-        "ping", help="connect, and time round trips to the server", allow_abbrev=False, epilog=_EPILOG
+    program = "pool-core" if os.path.basename(sys.argv[0]).startswith("pool-core") else "python -m pool_core"  # noqa: PTH119
+    parser = _Parser(
+        prog=program,
+        description="Look at the adapters of pool-core and at the servers behind them.",
+        epilog=_EXAMPLES.format(
+            "adapters", "ping postgresql://me@db/shop", "bench sqlite:// --seconds 2", program=program
+        ),
+        formatter_class=_Help,
     )
-    bench = commands.add_parser(
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version of pool-core and of Python")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="adapters | ping | bench")
+    examples = {
+        "adapters": ("adapters", "adapters --json", "ping sqlite://"),
+        "ping": ("ping postgresql://me@db/shop", "ping redis://cache --watch", 'ping - <<< "$DATABASE_URL"'),
+        "bench": ("bench sqlite:// --seconds 2", "bench redis://cache --size 5", "bench mysql://me@db/shop --json"),
+    }
+
+    def add(name: str, summary: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+        text = _EXAMPLES.format(*examples[name], program=program)
+        return commands.add_parser(
+            name, help=summary, description=description, allow_abbrev=False, epilog=text + epilog, formatter_class=_Help
+        )
+
+    adapters = add("adapters", "list the installed adapters", "List the installed adapters, by URL scheme.")
+    ping = add(
+        "ping",
+        "connect, and time round trips to the server",
+        "Connect, and time round trips to the server. The exit code is 0 only if each succeeded.",
+        _EPILOG,
+    )
+    bench = add(
         "bench",
-        help="measure a pool under load",
-        allow_abbrev=False,
-        description="Many tasks get a connection, make one round trip (the adapter's is_valid) and release it.",
-        epilog=_EPILOG,
+        "measure a pool under load",
+        "Many tasks get a connection, make one round trip (the adapter's is_valid) and return it. Ctrl-C ends the "
+        "measurement and prints what there is.",
+        _EPILOG,
     )
     for command in (ping, bench):
         command.add_argument("url", metavar="URL", help="the server; - reads it from the standard input")
-    ping.add_argument("--count", type=_at_least_one, default=5, metavar="N", help="round trips (%(default)s)")
+    ping.add_argument("--count", type=_at_least_one, metavar="N", help="round trips (5; with --watch: no limit)")
+    ping.add_argument(
+        "--watch", action="store_true", help="go on, one line each, until Ctrl-C; a lost server is tried again"
+    )
+    ping.add_argument(
+        "--interval", type=_seconds, default=1.0, metavar="S", help="seconds between two, with --watch (1)"
+    )
     bench.add_argument("--tasks", type=_at_least_one, default=100, metavar="N", help="tasks at work (%(default)s)")
     bench.add_argument("--size", type=_at_least_one, metavar="N", help="max_size (10, or the URL's pool_max_size)")
     bench.add_argument("--seconds", type=_seconds, default=5.0, metavar="S", help="how long (%(default)g)")
@@ -178,12 +246,13 @@ def _parser() -> _Parser:
             help=f"connection_timeout ({_CONNECTION_TIMEOUT:g}, or the URL's pool_connection_timeout)",
         )
     for command in (adapters, ping, bench):
-        command.add_argument("--json", action="store_true", help="print one JSON document")
+        command.add_argument("--json", action="store_true", help="print one JSON document (with --watch: one a line)")
     return parser
 
 
+_EXAMPLES = "examples:\n\n  {program} {}\n\n  {program} {}\n\n  {program} {}"
 _EPILOG = (
-    "Options of the pool may stand in the URL, as in ...?pool_max_uses=100. A URL with a password in it is visible to "
+    "\n\nOptions of the pool may stand in the URL, as in ...?pool_max_uses=100. A URL with a password in it is visible to "
     "others of this machine while the command runs: URL - reads it from the standard input."
 )
 
@@ -215,21 +284,21 @@ def _adapters(*, as_json: bool) -> int:
         try:
             _registry.claim_of(claim.scheme).load()
         except Exception as error:  # noqa: BLE001 - whatever an adapter's import raises
-            problem = _line(str(error))
+            problem = line_of(str(error))
         rows.append((claim, problem))
     if as_json:
         documents = [
             {"scheme": claim.scheme, "distribution": claim.distribution, "target": claim.target, "error": problem}
             for claim, problem in rows
         ]
-        _print_json({"adapters": documents})
+        print_json({"adapters": documents})
     elif not rows:
         extras = ", ".join(dict.fromkeys(_registry.EXTRAS.values()))
-        _print(f'no adapter is installed; install one: pip install "pool-core[postgres]" (there are {extras})')
+        show(f'no adapter is installed; install one: pip install "pool-core[postgres]" (there are {extras})')
     else:
-        table = [("SCHEME", "DISTRIBUTION", "TARGET", "")]
-        table += [(claim.scheme, claim.distribution, claim.target, problem or "ok") for claim, problem in rows]
-        _print(_table(table))
+        lines = [("SCHEME", "DISTRIBUTION", "TARGET", "")]
+        lines += [(claim.scheme, claim.distribution, claim.target, problem or "ok") for claim, problem in rows]
+        show(table(lines, columns()))
     return 1 if any(problem for _, problem in rows) else 0
 
 
@@ -251,11 +320,10 @@ class Ping:
 
     def text(self) -> str:
         """The same for a person."""
-        lines = [f"{self.scheme}: connected in {_ms(self.connect)}"]
-        lines += [f"round trip {number}: {_ms(took)}" for number, took in enumerate(self.round_trips, 1)]
+        lines = [f"{self.scheme}: connected in {duration(self.connect)}"]
+        lines += [f"round trip {number}: {duration(took)}" for number, took in enumerate(self.round_trips, 1)]
         if len(self.round_trips) > 1:
-            least, most, middle = min(self.round_trips), max(self.round_trips), statistics.median(self.round_trips)
-            lines.append(f"min {_ms(least)}, median {_ms(middle)}, max {_ms(most)}")
+            lines.append(_spread(self.round_trips))
         return "\n".join(lines)
 
 
@@ -276,6 +344,82 @@ async def _ping(scheme: str, pool: Pool[Any], manager: ConnectionManager[Any], c
     return Ping(scheme, connected, took, problem)
 
 
+class _Watch:
+    """Round trips one after the other, each a line, until they are counted or interrupted."""
+
+    def __init__(
+        self, scheme: str, pool: Pool[Any], manager: ConnectionManager[Any], secrets: list[str], *, as_json: bool
+    ) -> None:
+        self._scheme = scheme
+        self._pool = pool
+        self._manager = manager
+        self._secrets = secrets
+        self._as_json = as_json
+        self._took: list[float] = []
+        self._failed = 0
+
+    async def run(self, count: int | None, interval: float) -> int:
+        """Return the exit code: 0 if each succeeded, however it ended."""
+        loop = asyncio.get_running_loop()
+        await self._pool.open(wait=False)
+        try:
+            number = 0
+            while count is None or number < count:
+                number += 1
+                began = loop.time()
+                await self._once()
+                if number != count:
+                    await asyncio.sleep(max(0.0, began + interval - loop.time()))
+        except asyncio.CancelledError:  # Ctrl-C: how a watch ends
+            _take_interrupt()
+        finally:
+            await self._pool.close(_GRACE)
+        if not self._as_json:
+            show(self._summary())
+        return 1 if self._failed else 0
+
+    async def _once(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            lease = await self._pool.get()
+            began = loop.time()
+            problem = await _check(self._manager, lease.conn, self._pool.config.validation_timeout)
+            took = loop.time() - began
+            if problem:
+                lease.discard()
+            lease.release()
+        except Exception as error:  # noqa: BLE001 - whatever a driver raises
+            problem, took = said(error), 0.0
+        if problem:
+            self._failed += 1
+            problem = without(problem, self._secrets)
+        else:
+            self._took.append(took)
+        at = time.strftime("%H:%M:%S")
+        if self._as_json:
+            seconds = None if problem else took
+            print_json({"at": time.time(), "scheme": self._scheme, "seconds": seconds, "error": problem}, lines=True)
+        else:
+            show(f"{at}  {problem or duration(took)}", flush=True)
+
+    def _summary(self) -> str:
+        count = len(self._took) + self._failed
+        text = f"{self._scheme}: {count} round trips, {self._failed} failed"
+        return f"{text}\n{_spread(self._took)}" if self._took else text
+
+
+def _spread(took: list[float]) -> str:
+    least, most, middle = min(took), max(took), statistics.median(took)
+    return f"min {duration(least)}, median {duration(middle)}, max {duration(most)}"
+
+
+def _take_interrupt() -> None:
+    """Go on after a Ctrl-C, which asyncio turns into a cancel of the main task; a second one ends the program."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+
+
 async def _check(manager: ConnectionManager[Any], conn: object, limit: float | None) -> str | None:
     """Make one round trip; return what went wrong. A driver that does not obey its cancel is not waited for."""
     task = asyncio.ensure_future(manager.is_valid(conn))
@@ -285,7 +429,7 @@ async def _check(manager: ConnectionManager[Any], conn: object, limit: float | N
             return f"no answer within {limit:g} s"
         return _judge(task.result())
     except Exception as error:  # noqa: BLE001 - raising means invalid
-        return _said(error)
+        return said(error)
     finally:
         if not task.done():
             task.cancel()
@@ -347,6 +491,7 @@ class Bench:
     fairness: float | None
     statistics: Statistics
     problem: str | None
+    interrupted: bool = False
 
     @property
     def rate(self) -> float:
@@ -374,8 +519,8 @@ class Bench:
         rows = [
             ("operations", str(self.operations)),
             ("operations/s", f"{self.rate:.0f}"),
-            ("wait p50", _ms(self.wait_p50)),
-            ("wait p99", _ms(self.wait_p99)),
+            ("wait p50", duration(self.wait_p50)),
+            ("wait p99", duration(self.wait_p99)),
             ("fairness", fairness),
         ]
         counted: list[tuple[str, str]] = []
@@ -384,7 +529,8 @@ class Bench:
                 value = ", ".join(f"{reason} {count}" for reason, count in value.items() if count) or "0"
             counted.append((name, f"{value:.3f} s" if isinstance(value, float) else str(value)))
         head = f"{self.scheme}: {self.tasks} tasks, max_size {self.max_size}, {self.seconds:.3g} s"
-        return f"{head}\n\n{_table(rows)}\n\nstatistics of the pool:\n\n{_table(counted)}"
+        width = columns()
+        return f"{head}\n\n{table(rows, width)}\n\nstatistics of the pool:\n\n{table(counted, width)}"
 
 
 async def _bench(scheme: str, pool: Pool[Any], manager: ConnectionManager[Any], tasks: int, seconds: float) -> Bench:
@@ -415,7 +561,7 @@ async def _bench(scheme: str, pool: Pool[Any], manager: ConnectionManager[Any], 
                 # A manager that need not wait for its answer would keep the other tasks and the clock from running.
                 await asyncio.sleep(0)
         except Exception as error:  # noqa: BLE001 - the first failure ends the measurement and is reported
-            fail(_said(error))
+            fail(said(error))
 
     def fail(problem: str) -> None:
         if not failed.done():
@@ -423,17 +569,25 @@ async def _bench(scheme: str, pool: Pool[Any], manager: ConnectionManager[Any], 
 
     async with _opened(pool):
         workers = {asyncio.create_task(work(number), name=f"bench {number}") for number in range(tasks)}
-        live = _LiveLine()
+        live = LiveLine()
         began = loop.time()
+        interrupted = False
         try:
-            while (left := began + seconds - loop.time()) > 0 and not failed.done():
-                await asyncio.wait({failed}, timeout=min(left, _LIVE))
-                live.show(f"{loop.time() - began:.1f} of {seconds:g} s: {sum(done)} operations, {_numbers_now(pool)}")
+            try:
+                while (left := began + seconds - loop.time()) > 0 and not failed.done():
+                    await asyncio.wait({failed}, timeout=min(left, _LIVE))
+                    passed = loop.time() - began
+                    live.show(f"{passed:.1f} of {seconds:g} s: {sum(done)} operations, {_numbers_now(pool)}")
+            except asyncio.CancelledError:  # Ctrl-C: what there is counts all the same
+                _take_interrupt()
+                interrupted = True
             took = loop.time() - began
             picture = pool.state()
             over = True
             live.clear()
             problem = failed.result() if failed.done() else None
+            if interrupted:
+                problem = f"interrupted after {took:.3g} of {seconds:g} s"
             _, stuck = await asyncio.wait(workers, timeout=_GRACE)
             if stuck and not problem:
                 problem = f"{len(stuck)} of {tasks} tasks had no answer {_GRACE:g} s after the end"
@@ -455,6 +609,7 @@ async def _bench(scheme: str, pool: Pool[Any], manager: ConnectionManager[Any], 
         fairness=sum(done) ** 2 / (tasks * squares) if squares else None,
         statistics=picture.statistics,
         problem=problem,
+        interrupted=interrupted,
     )
 
 
@@ -467,118 +622,3 @@ def _numbers(counted: Statistics) -> dict[str, Any]:
 def _numbers_now(pool: Pool[Any]) -> str:
     state = pool.state()
     return f"{state.in_use} in use, {state.idle} idle, {state.waiting} waiting"
-
-
-class _LiveLine:
-    """One line of the terminal that is written again and again, without escape sequences. Elsewhere: nothing.
-
-    It goes to the standard error, so that the table can be piped while it is watched.
-    """
-
-    def __init__(self) -> None:
-        self._on = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._width = 0
-
-    def show(self, text: str) -> None:
-        text = text[: shutil.get_terminal_size().columns - 1]
-        self._write("\r" + text.ljust(self._width))
-        self._width = len(text)
-
-    def clear(self) -> None:
-        if self._width:
-            self._write("\r" + " " * self._width + "\r")
-            self._width = 0
-
-    def _write(self, text: str) -> None:
-        if not self._on:
-            return
-        try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-        except OSError:  # the terminal has gone
-            self._on = False
-
-
-# Output
-
-_PLAIN = re.compile(r"-{0,2}[\w\-]*", re.ASCII)
-"""What may be an option, a command or a number, but no URL."""
-
-
-def _secrets(url: str) -> list[str]:
-    """Whatever of a URL no message may show. Adapters scrub theirs; this is for those that forget, and their drivers."""
-    secrets = [url]
-    after = url.partition("://")[2]
-    # A password may hold a bare / ? # or @, and a query an @: take every end that anybody could read as the user's.
-    for at in re.finditer("@", after):
-        user = after[: at.start()]
-        for part in (user, re.split(r"[/?#]", user)[0]):
-            secrets += [part, part.partition(":")[2]]
-    for pair in re.split(r"[?&;#]", after)[1:]:
-        key, _, value = pair.partition("=")
-        if re.search("pass|pwd|secret|token|key", key, re.IGNORECASE):
-            secrets.append(value)
-    secrets += [unquote(secret) for secret in secrets]
-    # What is as short as this guards nothing, and stands in many a word.
-    return [secret for secret in secrets if len(secret) > 2]
-
-
-def _without(text: str, secrets: list[str]) -> str:
-    """Take the secrets out, however a driver spells them: as they are, percent-encoded, or escaped as repr does."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        spelt = "".join(map(_spellings, secret))
-        text = re.sub(rf"b?(['\"]){spelt}\1|{spelt}", "(not shown)", text)
-    return _line(text)
-
-
-def _spellings(char: str) -> str:
-    """Return a pattern of every way in which a character may stand in a text."""
-    raw = char.encode("utf-8", "surrogatepass")
-    ways = [
-        "".join(f"%{byte:02x}" for byte in raw),
-        "".join(rf"\\x{byte:02x}" for byte in raw),
-        *(rf"\\{kind}{ord(char):0{digits}x}" for kind, digits in (("x", 2), ("u", 4), ("U", 8))),
-    ]
-    escapes = "|".join(dict.fromkeys(ways))
-    return rf"(?:\\?{re.escape(char)}|(?i:{escapes}){'|[+]' if char == ' ' else ''})"
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {text}" if (text := str(error)) else type(error).__name__
-
-
-def _line(text: str) -> str:
-    """One line, and no control characters: a server's message must not steer the terminal."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-
-
-def _ms(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.1f} us"
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _print_json(document: dict[str, object]) -> None:
-    _print(json.dumps(document, indent=2))
-
-
-def _print(text: str) -> None:
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
-
-
-def _complain(message: str) -> None:
-    _write_error(f"pool_core: {message}\n")
-
-
-def _write_error(text: str) -> None:
-    if sys.stderr is not None:
-        with suppress(OSError):
-            sys.stderr.write(text)
-            sys.stderr.flush()

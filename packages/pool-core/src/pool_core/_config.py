@@ -18,12 +18,12 @@ C = TypeVar("C")
 
 
 class QueueStrategy(str, Enum):
-    """Which idle connection is lent first."""
+    """Which idle connection is acquired first."""
 
     LIFO = "lifo"
-    """The one used last: few connections stay hot, the others can be reaped (r2d2, asyncpg)."""
+    """The one used last: few connections stay warm, the others reach ``idle_timeout`` (r2d2, asyncpg)."""
     FIFO = "fifo"
-    """The one unused longest: the load is spread (bb8's default)."""
+    """The one unused longest: it spreads the load (bb8's default)."""
 
 
 class PoolOptions(TypedDict, Generic[C], total=False):
@@ -68,41 +68,40 @@ class PoolConfig:
         TypeError: a value of the wrong type.
 
     Attributes:
-        max_size: No connection is opened at or above it. At least 1.
-        min_idle: Kept idle, as far as ``max_size`` allows. ``idle_timeout`` respects it, ``max_lifetime`` does not.
-        test_on_check_out: Call ``is_valid`` before lending.
-        alive_bypass: Skip that test for a connection used or tested within this time (HikariCP's
-            ``aliveBypassWindow``). 0 tests every time.
-        max_lifetime: Retire a connection at this age; one that is lent goes on its return.
-        lifetime_jitter: Each connection lives up to this fraction shorter, so that they do not all expire together.
-        idle_timeout: Close a connection unused for this long; looked at every ``reap_interval``.
+        max_size: The largest number of connections, those being opened or closed included. At least 1.
+        min_idle: How many idle connections are kept ready, as far as ``max_size`` allows.
+        test_on_check_out: Call ``is_valid`` before a connection is acquired.
+        alive_bypass: Skip that validation for a connection used or validated within this time (HikariCP's
+            ``aliveBypassWindow``). 0 validates every time.
+        max_lifetime: Close a connection at this age; one that is in use is closed when it is returned.
+        lifetime_jitter: Each connection lives up to this fraction shorter, at random, so that they do not expire together.
+        idle_timeout: Close a connection unused for this long; checked every ``reap_interval``.
         keepalive: Validate an idle connection in the background when it was neither used nor validated for this long
             (HikariCP's ``keepaliveTime``), for load balancers and firewalls that drop silent connections. At most
             ``max_connecting`` at once. It does not count as use: ``idle_timeout`` and the order of idle connections
             stay. What fails is replaced up to ``min_idle``.
-        max_uses: Retire a connection after so many checkouts.
-        connection_timeout: The whole of a ``get``, and of ``open``: queueing, connecting, testing, retries.
-        create_timeout: One connect with its ``on_connect``.
+        max_uses: Close a connection after this many uses.
+        connection_timeout: The whole of a ``get``, and of ``open``: waiting, connecting, validating, retries.
+        create_timeout: One connection attempt with its ``on_connect``.
         validation_timeout: One ``is_valid``.
         reset_timeout: One ``reset`` with its ``on_reset``.
         close_timeout: One ``close`` with its ``on_close``.
-        max_waiting: With more gets waiting than this, a further one raises PoolOverloaded at once. Gets that have a
-            connect or a test of their own under way are not counted.
-        max_connecting: Connects under way at once.
-        retry_connection: True: failed connects are repeated, with one back-off for the pool, while gets wait. False:
-            a failed connect fails the get at the head of the queue at once.
-        queue_strategy: Which idle connection is lent first.
-        reap_interval: How often idle connections and leaks are looked at.
-        discard_on_exception: A with-block that raised costs its connection (diesel's rule).
-        detect_deadlock: Raise PoolDeadlock where every holder waits for another connection.
-        deadlock_after: Raise it when nothing at all has moved in such a pool for this many seconds: a block may still be
-            ended by another task.
-        guard: Lend a proxy that refuses use after release (for tests and staging: some 600 ns an attribute).
-        leak_threshold: Report a lease held longer than this, with the stack that took it.
+        max_waiting: When this many gets are waiting, a further get raises PoolOverloaded at once. Waiters for whom a
+            connection is being opened or validated are not counted.
+        max_connecting: How many connection attempts may run at once.
+        retry_connection: True: failed attempts are repeated, with one back-off for the pool, while gets wait. False:
+            a failed attempt fails the first waiter at once.
+        queue_strategy: Which idle connection is acquired first.
+        reap_interval: How often idle connections and leaks are checked.
+        discard_on_exception: Close the connection of a block that raised (diesel's rule).
+        detect_deadlock: Raise PoolDeadlock when every holder waits for another connection.
+        deadlock_after: Raise it after a standstill of this many seconds, because another task may still end a block.
+        guard: Give borrowers a proxy that refuses use after release (for tests: about 600 ns per attribute).
+        leak_threshold: Report a lease held longer than this, with the stack that acquired it.
         name: Shown in errors, logs, task names and metrics.
         customizer: An object with one or more of ``async`` methods ``on_connect(conn)``, ``on_checkout(conn)``,
             ``on_reset(conn)`` and ``on_close(conn)``: see ``ConnectionCustomizer``.
-        error_sink: Called with each error that reaches no caller. None: they go to the logger ``pool_core``.
+        error_sink: Called with each error that no caller sees. None: they go to the logger ``pool_core``.
         listeners: Called with each event.
     """
 

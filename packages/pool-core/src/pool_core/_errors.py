@@ -1,4 +1,4 @@
-"""Every error that the pool raises: one root, and no text that could show a secret.
+"""Every error that the pool raises. They have one base class, and no text contains a secret.
 
 Each survives ``pickle`` and ``copy`` with its attributes: a ProcessPoolExecutor breaks on an error that does not.
 """
@@ -30,18 +30,18 @@ __all__ = [
 
 
 class PoolError(Exception):
-    """The root of all errors that the pool itself raises."""
+    """The base class of all errors that the pool itself raises."""
 
 
 class PoolUnavailable(PoolError):
-    """No connection can be had now, through no mistake of the program: what a web service answers with 503.
+    """No connection is available now, without a mistake of the program: a web service answers 503.
 
     The base of PoolTimeout (with PoolDeadlock), PoolOverloaded, ConnectError and PoolClosed.
     """
 
 
 class PoolTimeout(PoolUnavailable, TimeoutError):
-    """No connection came within the time given. ``__cause__`` is the last connect error since the last success.
+    """No connection was available in time. ``__cause__`` is the last connect error since the last success.
 
     Attributes:
         phase: what the get was waiting for: ``"queue"``, ``"connect"`` or ``"validate"``.
@@ -61,7 +61,7 @@ class PoolTimeout(PoolUnavailable, TimeoutError):
 class PoolDeadlock(PoolTimeout):
     """Every connection is held by a task that itself waits for another one: this get could only time out.
 
-    It is a PoolTimeout told early, so that a program with a fallback for the time-out keeps working.
+    It is a PoolTimeout, raised early, so a program with a fallback for the timeout keeps working.
     """
 
 
@@ -74,17 +74,17 @@ class PoolOverloaded(PoolUnavailable):
 
 
 class ConnectError(PoolUnavailable):
-    """Connecting failed in a way that waiting will not heal. ``__cause__`` is the driver's own error."""
+    """Connecting failed permanently. ``__cause__`` is the driver's own error."""
 
 
 class PoolWarning(UserWarning):
-    """Something about the pool's set-up probably does not do what is meant."""
+    """The pool's configuration probably does not do what was intended."""
 
 
 class ReplaceConnection(Exception):
-    """Raised by a manager's ``reset``: the connection is sound, but closing it is the cheapest way to a clean one.
+    """Raised by a manager's ``reset``: the connection works, but replacing it is cheaper than resetting it.
 
-    The pool closes it with the reason ``replaced``, without a warning and without doubt on others.
+    The pool closes it with the reason ``replaced``, without a warning, and other connections stay trusted.
     """
 
 
@@ -103,8 +103,8 @@ class _Refused(PoolError):
 
 
 class BrokenConnection(_Refused):
-    """``add`` was given a broken connection; ``connection`` gives it back."""
+    """``add`` was given a broken connection, which is the attribute ``connection``."""
 
 
 class PoolFull(_Refused):
-    """``add`` found no room; ``connection`` gives the connection back."""
+    """``add`` found no free slot; the attribute ``connection`` is the connection."""

@@ -1,4 +1,4 @@
-"""What listeners are told. Imported when somebody first asks for an event: making the classes takes 4 ms."""
+"""The events for listeners. Imported on first use, because creating the classes takes 4 ms."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 class Connected:
     """A new connection joined the pool. Ids are unique in the process and increase.
 
-    ``took``: the seconds that its connect lasted, with ``on_connect``; None for one that was added.
+    ``took``: how long connecting took, in seconds, with ``on_connect``; None if it was added by ``pool.add``.
     """
 
     connection_id: int
@@ -43,7 +43,7 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class CheckedOut:
-    """A connection was lent. ``waited`` in seconds."""
+    """A connection was acquired. ``waited`` in seconds."""
 
     connection_id: int
     waited: float
@@ -51,7 +51,7 @@ class CheckedOut:
 
 @dataclass(frozen=True, slots=True)
 class CheckedIn:
-    """A connection came back, before it is looked at. ``held`` in seconds."""
+    """A connection was returned, and not checked yet. ``held`` in seconds."""
 
     connection_id: int
     held: float
@@ -59,21 +59,21 @@ class CheckedIn:
 
 @dataclass(frozen=True, slots=True)
 class TimedOut:
-    """A get ended at its deadline. ``timeout`` in seconds."""
+    """A get timed out. ``timeout`` in seconds."""
 
     timeout: float
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectFailed:
-    """One attempt to connect failed."""
+    """One connection attempt failed."""
 
     error: BaseException
 
 
 @dataclass(frozen=True, slots=True)
 class ResetFailed:
-    """A connection could not be wiped and is closed."""
+    """A reset failed, and the connection is closed."""
 
     connection_id: int
     error: BaseException
@@ -81,7 +81,7 @@ class ResetFailed:
 
 @dataclass(frozen=True, slots=True)
 class Leaked:
-    """A lease is held longer than ``leak_threshold``, or was dropped unreleased. ``stack``: where it was taken."""
+    """A lease is held longer than ``leak_threshold``, or was dropped without release. ``stack``: where it was acquired."""
 
     connection_id: int
     held: float

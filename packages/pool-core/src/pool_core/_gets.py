@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from . import _messages as messages
 from ._calls import connect_error
 from ._deadlock import count_blocked_holders
-from ._errors import ConnectError, PoolClosed, PoolError, PoolTimeout
-from ._hooks import text
+from ._errors import ConnectError, PoolClosed, PoolDeadlock, PoolError, PoolTimeout
+from ._hooks import DEBUG, text
 from ._slot import DISCARD, RAISED, UNUSED, Slot, Waiter
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ class Gets(Generic[C]):
                 shell.last_turn()
         if not accepted:
             self._counters.gets_failed += 1
+            self._counters.gets_overloaded += 1
             raise messages.overloaded(state)
         self._counters.waiting += 1
         return waiter
@@ -162,6 +163,10 @@ class Gets(Generic[C]):
                 if not waiter.direct:
                     counters.gets_waited += 1
                     counters.wait_time += waited
+                    if answer.uses == 1:
+                        counters.gets_connected += 1
+                else:
+                    counters.gets_validated += 1
                 if self._state.observed:
                     self._observe(answer, waited)
                 return answer
@@ -169,7 +174,10 @@ class Gets(Generic[C]):
         if isinstance(answer, messages.Picture):
             raise self._timed_out(answer, self._shell.now() - waiter.started, waiter.limit)
         counters.gets_failed += 1
-        raise self._refusal(cast("Failure", answer))
+        failure = cast("Failure", answer)
+        if isinstance(failure.error, PoolDeadlock):
+            counters.gets_deadlocked += 1
+        raise self._refusal(failure)
 
     def found_broken(self, slot: Slot[C], error: BaseException | None = None) -> None:
         """The warm path took it out to lend it, and it is broken."""
@@ -240,8 +248,13 @@ class Gets(Generic[C]):
         shell = self._shell
         if shell.stacks:
             slot.stack = messages.stack()
+        if shell.logs_gets:
+            message = "connection #%d acquired by %s, waited %.3g s"
+            name = slot.holder.get_name() if slot.holder is not None else "no task"
+            shell.hooks.note(DEBUG, message, slot.id, name, waited, connection_id=slot.id, seconds=waited)
         if shell.hooks.listeners:
             shell.hooks.emit(shell.events().CheckedOut(slot.id, waited))
+        if shell.hooks.waiting:
             shell.hooks.tell()
             if slot not in self._state.slots:  # a listener has closed the pool
                 raise self._life.closed_error()
@@ -275,7 +288,7 @@ class Gets(Generic[C]):
             if not ready.done():
                 ready.set_result(None)
             elif error is not None and not isinstance(error, asyncio.CancelledError):  # its get has gone
-                shell.hooks.report(error, f"on_checkout of connection #{slot.id} failed")
+                shell.hooks.report(error, f"on_checkout of connection #{slot.id} failed", connection_id=slot.id)
 
         call = shell.calls.start(ready, shell.calls.prepare(slot.conn), "on_checkout", left, done)
         try:
@@ -328,8 +341,13 @@ class Gets(Generic[C]):
     def _timed_out(self, seen: Picture, waited: float, limit: float) -> PoolTimeout:
         shell = self._shell
         self._counters.gets_timed_out += 1
+        self._counters.timeouts[seen.phase] += 1
+        if shell.logs_gets:
+            message = "a get timed out after %.3g s (phase %s)"
+            shell.hooks.note(DEBUG, message, waited, seen.phase, phase=seen.phase, seconds=waited)
         if shell.hooks.listeners:
             shell.hooks.emit(shell.events().TimedOut(limit))
+        if shell.hooks.waiting:
             shell.turn()
         return messages.timed_out(shell.config, seen, waited, limit)
 

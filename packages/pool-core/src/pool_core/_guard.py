@@ -1,4 +1,4 @@
-"""What ``guard=True`` lends: it stands for the connection, and refuses to be used after the release."""
+"""The proxy of ``guard=True``: it behaves like the connection, and refuses use after the release."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Guard:
-    """Stands for the connection under ``guard=True`` and refuses use after release. ``isinstance`` still holds."""
+    """Behaves like the connection, and refuses use after the release. ``isinstance`` still works."""
 
     __slots__ = ("__weakref__", "_conn", "_lease", "_slot")
 
@@ -52,7 +52,7 @@ def _forward(name: str) -> Any:
     return method
 
 
-# Python looks special methods up on the type: those that connections of known drivers have.
+# Python looks up special methods on the type: these are the ones that connections of known drivers have.
 for _name in (
     "__aenter__",
     "__aexit__",

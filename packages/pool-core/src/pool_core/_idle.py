@@ -1,4 +1,4 @@
-"""The idle connections: which one is lent or tested next, and which go."""
+"""The idle connections: which one is acquired or validated next, and which are closed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ C = TypeVar("C")
 
 
 class Idle(Generic[C]):
-    """Fresh ones may be lent as they are; stale ones are tested before. Changed in place: the warm path holds them."""
+    """Fresh ones need no validation, stale ones do. Both are changed in place, because the warm path refers to them."""
 
     __slots__ = ("bypass", "fifo", "fresh", "pop", "pop_stale", "stale")
 
     def __init__(self) -> None:
-        self.fresh: deque[Slot[C]] = deque()  # by time of their last use
+        self.fresh: deque[Slot[C]] = deque()  # ordered by their last use
         self.stale: deque[Slot[C]] = deque()
 
     def configure(self, config: PoolConfig) -> None:
-        """Take the options over: from which end to take, and after how long a fresh one is stale."""
+        """Read the options: which end to take from, and after how long a fresh one is stale."""
         self.bypass = config.alive_bypass if config.test_on_check_out else inf
         # The one place where the queue strategy matters.
         self.fifo = config.queue_strategy.value == "fifo"
@@ -41,20 +41,20 @@ class Idle(Generic[C]):
         return [*self.stale, *self.fresh]
 
     def unused(self, now: float, seconds: float = 0.0) -> list[Slot[C]]:
-        """Return those not used for so long, the one unused longest first."""
+        """Return those unused for this long, the one unused longest first."""
         return sorted((slot for slot in self.all() if slot.stamp + seconds <= now), key=Slot.used_at)
 
     def stale_first(self) -> bool:
-        """Tell whether FIFO's next one, unused longest, has to be tested before."""
+        """Return whether the next one in FIFO order, unused longest, needs a validation."""
         stale, fresh = self.stale, self.fresh
         return self.fifo and bool(stale) and (not fresh or stale[0].stamp <= fresh[0].stamp)
 
     def put_back(self, slot: Slot[C], *, fresh: bool) -> None:
-        """Put one back in its place by time of last use: it was taken out, and nobody used it."""
+        """Put one back in its place by its last use: it was taken out, and not used."""
         _in_order(self.fresh if fresh else self.stale, [slot])
 
     def age(self, now: float) -> None:
-        """Have those tested that have not been used for ``alive_bypass``."""
+        """Make those stale that were unused for ``alive_bypass``."""
         fresh = self.fresh
         aged = []
         while fresh and fresh[0].stamp + self.bypass <= now:
@@ -63,18 +63,18 @@ class Idle(Generic[C]):
             self._make_stale(aged)
 
     def doubt(self) -> None:
-        """Have all of them tested before their next use."""
+        """Make all of them stale."""
         self._make_stale(self.fresh)
         self.fresh.clear()
 
     def _make_stale(self, slots: Iterable[Slot[C]]) -> None:
-        if self.fifo:  # for which they stand by time of last use
+        if self.fifo:  # which needs them ordered by their last use
             _in_order(self.stale, slots)
         else:
             self.stale.extend(slots)
 
     def remove(self, doomed: Callable[[Slot[C]], bool]) -> list[Slot[C]]:
-        """Take the doomed ones out."""
+        """Remove and return the doomed ones."""
         removed: list[Slot[C]] = []
         for idle in (self.stale, self.fresh):
             kept: list[Slot[C]] = []
@@ -86,12 +86,12 @@ class Idle(Generic[C]):
         return removed
 
     def remove_these(self, chosen: Container[Slot[C]]) -> list[Slot[C]]:
-        """Take these out, as far as they are idle."""
+        """Remove and return those of these that are idle."""
         return self.remove(chosen.__contains__)
 
 
 def _in_order(idle: deque[Slot[C]], more: Iterable[Slot[C]]) -> None:
-    """Add these, by time of last use."""
+    """Insert these, ordered by their last use."""
     ordered = sorted((*idle, *more), key=Slot.used_at)
     idle.clear()
     idle.extend(ordered)

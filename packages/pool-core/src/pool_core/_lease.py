@@ -1,4 +1,4 @@
-"""What ``get`` returns: the warm path, and everything a borrower can do with a connection."""
+"""What ``get`` returns: the warm path, and everything that a borrower can do with a connection."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 
-# What stands in a lease that holds no connection: not acquired yet, being acquired, or released. They are slots with a mark, so that
-# the warm path's look at the mark finds them too.
+# The slot of a lease that holds no connection: not acquired yet, being acquired, or released. They have a mark, so the
+# warm path's check of the mark finds them, too.
 _NEW: Slot[Any] = Slot(None, 0, 0.0, 0.0)
 _BUSY: Slot[Any] = Slot(None, 0, 0.0, 0.0)
 _OVER: Slot[Any] = Slot(None, 0, 0.0, 0.0)
@@ -37,7 +37,7 @@ _TWICE = "this lease was acquired already: call pool.get() again for another con
 
 
 class PooledConnection(Generic[C]):
-    """A connection on loan (bb8's name for it). Made by ``pool.get()``; used in one of two forms::
+    """An acquired connection (bb8's name for it), made by ``pool.get()``. There are two forms::
 
         async with pool.get() as conn: ...
 
@@ -47,7 +47,7 @@ class PooledConnection(Generic[C]):
         finally:
             lease.release()
 
-    An awaited lease that is garbage-collected unreleased costs its connection and warns with a ResourceWarning.
+    If an awaited lease is garbage-collected without a release, its connection is closed, with a ResourceWarning.
     """
 
     __slots__ = ("_pool", "_slot", "_timeout")
@@ -57,8 +57,8 @@ class PooledConnection(Generic[C]):
         self._timeout = timeout
         self._slot: Slot[C] = _NEW
 
-    # The warm path: these two, and nothing else. Where the state's flags and its floor let them, they lend and take back
-    # by themselves what PoolState would lend and take back; a property test holds the ways equal.
+    # The warm path is these two methods. Where the state's flags and its floor allow it, they hand out and take back
+    # exactly the connections that PoolState would; a property test compares both.
 
     async def __aenter__(self) -> C:
         pool = self._pool
@@ -66,13 +66,13 @@ class PooledConnection(Generic[C]):
         if (
             len(state.fresh) > state.floor
             and self._slot is _NEW
-            # In this thread, and with a task of this loop running: so this is the pool's loop, and this its task.
+            # This thread, and a running task of this loop: so this is the pool's loop, and this is its task.
             and get_ident() == pool._thread
             and (task := current_task(pool._loop)) is not None
         ):
             slot = state.pop()
             conn = slot.conn
-            # The books first: has_broken is foreign code, and may close the pool.
+            # Bookkeeping first: has_broken is foreign code, and may close the pool.
             slot.holder = task
             slot.state = LENT
             raised: BaseException | None = None
@@ -82,12 +82,12 @@ class PooledConnection(Generic[C]):
                     slot.uses += 1
                     self._slot = slot
                     return conn
-            except BaseException as error:  # noqa: BLE001 - raising means broken, also where its answer has no truth
+            except BaseException as error:  # noqa: BLE001 - raising means broken, also if bool() of the result raises
                 raised = error
             pool._gets.found_broken(slot, raised)
         elif self._slot is not _NEW:
             return self._again()
-        # What Gets.acquire does, less a coroutine: in a busy pool a thousand wait here.
+        # Gets.acquire without its coroutine: in a busy pool a thousand gets wait here.
         gets = pool._gets
         self._slot = _BUSY
         try:
@@ -110,7 +110,7 @@ class PooledConnection(Generic[C]):
         return got.conn if not state.observed else self.conn
 
     def _again(self) -> C:
-        """Enter a lease that was acquired by `await`; one that a block has acquired has its end already."""
+        """Enter a lease that was acquired by `await`; a lease that a block has acquired cannot be entered again."""
         self._pool._shell.life.check_loop()
         if type(self) is PooledConnection and self._slot is not _OVER:
             raise PoolError(_TWICE)
@@ -130,7 +130,7 @@ class PooledConnection(Generic[C]):
                 except BaseException as raised:  # noqa: BLE001 - raising means broken
                     pool._shell.calls.broken_by(raised)
                     broken = True
-                # The mark again: has_broken may have evicted it, or closed the pool.
+                # The mark again: has_broken may have called evict() or close().
                 if broken or slot.mark is not None:
                     pool._shell.pass_on(slot, broken)
                 elif pool._reset is None or pool._shell.wipe(slot):
@@ -145,11 +145,11 @@ class PooledConnection(Generic[C]):
         if slot.conn is not None:
             shell, life = pool._shell, pool._shell.life
             if life.forked:
-                if kind is None:  # else the child's own error goes first
+                if kind is None:  # else the error of the child process is more important
                     life.check_fork()
             elif kind is None:
                 shell.give_back(slot)
-            else:  # perhaps a coroutine that is dropped, in any thread
+            else:  # perhaps a coroutine is being garbage-collected, in any thread
                 how = RAISED | DISCARD if shell.config.discard_on_exception else RAISED
                 life.in_loop(partial(shell.give_back_raised, slot, how, error))
 
@@ -168,7 +168,7 @@ class PooledConnection(Generic[C]):
         return self._own(slot)
 
     def _own(self, slot: Slot[C]) -> PooledConnection[C]:
-        """Take a connection that was acquired, without an `async with` to end it."""
+        """Own an acquired connection without an `async with` that ends it."""
         self._slot = slot
         slot.loose = True
         self.__class__ = _AwaitedConnection  # pyright: ignore[reportAttributeAccessIssue]
@@ -176,7 +176,7 @@ class PooledConnection(Generic[C]):
 
     @property
     def conn(self) -> C:
-        """The driver's own connection. Raises PoolError before it is acquired and after its release."""
+        """The driver's own connection. Raises PoolError before the lease is acquired and after its release."""
         slot = self._held()
         if self._pool._shell.config.guard:
             from ._guard import Guard  # for those who ask for it
@@ -186,7 +186,7 @@ class PooledConnection(Generic[C]):
 
     @property
     def extensions(self) -> dict[Hashable, Any]:
-        """Data of yours that belongs to this connection and survives check-in (r2d2's extensions)."""
+        """Your own data for this connection, kept when it is returned (r2d2's extensions)."""
         self._pool._shell.life.check_loop()
         slot, state = self._held(), self._pool._state
         if slot not in state.slots:  # close() has terminated it under its borrower
@@ -206,10 +206,10 @@ class PooledConnection(Generic[C]):
         return shell.now() - self._held().born
 
     def release(self) -> None:
-        """Give the connection back. Synchronous bookkeeping; a second release does nothing.
+        """Return the connection. Synchronous; a second release does nothing.
 
-        Called while an exception is being handled, it makes the connection suspect: it is tested before its next use
-        (diesel asks ``panicking()``).
+        While an exception is being handled, it makes the connection suspect: it is validated before its next use
+        (diesel checks ``panicking()``).
         """
         error = sys.exception()
         self._end(RAISED if error is not None else 0, error)
@@ -218,7 +218,7 @@ class PooledConnection(Generic[C]):
         """Return the connection to be closed. After a release it does nothing.
 
         Args:
-            error: What is the matter with it. A manager with ``judge`` may retire all connections for it.
+            error: Why. A manager with ``judge`` may retire all connections because of it.
         """
         self._end(DISCARD, error)
 
@@ -241,7 +241,7 @@ class PooledConnection(Generic[C]):
         return slot
 
     def _end(self, how: int, error: BaseException | None) -> None:
-        """Every way of giving back but the end of a block."""
+        """End the lease, in every way except the end of a block."""
         slot = self._slot
         if slot.conn is None:  # not acquired yet, or over
             return
@@ -249,7 +249,7 @@ class PooledConnection(Generic[C]):
         if life.loop.is_closed():
             life.check_fork()
         else:
-            life.check_loop()  # before anything of the connection is touched; the lease stays held
+            life.check_loop()  # before anything of the connection is touched; the lease keeps it
         self._slot = _OVER
         if life.loop.is_closed():
             shell.reclaim(slot)
@@ -261,7 +261,7 @@ class PooledConnection(Generic[C]):
             shell.give_back_raised(slot, how, error)
 
     def __reduce_ex__(self, _: object) -> NoReturn:
-        """Refuse to be copied or pickled: a connection has one borrower."""
+        """Refuse copying and pickling: a connection has one borrower."""
         msg = "a lease cannot be copied or pickled: each borrower gets a connection of its own by pool.get()"
         raise TypeError(msg)
 
@@ -272,19 +272,19 @@ class PooledConnection(Generic[C]):
 
 
 class _AwaitedConnection(PooledConnection[C]):
-    """A lease that was awaited: no block ends it, so it may be lost, and it may be taken for its connection.
+    """A lease that was awaited: no block ends it, so it may be lost, or mistaken for its connection.
 
-    A class of its own, since a finalizer costs each lease 60 ns, and a ``__getattr__`` each attribute of the warm path.
+    A class of its own, because a finalizer costs 60 ns per lease and ``__getattr__`` slows the warm path.
     """
 
     __slots__ = ()
 
     async def __aexit__(self, *exc: Any) -> None:  # noqa: PYI036 - the base class says what they are
-        self._slot.loose = False  # the way back does not, where it is warm
+        self._slot.loose = False  # the warm return does not do it
         await super().__aexit__(*exc)
 
     def __del__(self) -> None:
-        # May run in any thread, and at the end of the interpreter.
+        # May run in any thread, and when the interpreter exits.
         slot = self._slot
         if slot.conn is not None:
             self._reclaim(slot)
@@ -294,7 +294,7 @@ class _AwaitedConnection(PooledConnection[C]):
         if life.forked or slot not in shell.state.slots:
             return
         if not life.loop.is_closed():
-            life.loop.call_soon_threadsafe(shell.reclaim, slot)  # first: a warning may be an error
+            life.loop.call_soon_threadsafe(shell.reclaim, slot)  # first, since the warning may raise
         where = f", taken at:\n{slot.stack}" if slot.stack else " (set leak_threshold to see where it was taken)"
         warnings.warn(
             f"{label(shell.config)}: a lease of connection #{slot.id} was dropped without release{where}",
@@ -303,7 +303,7 @@ class _AwaitedConnection(PooledConnection[C]):
             source=self,
         )
 
-    if not TYPE_CHECKING:  # pragma: no branch - type checkers find the mistake by themselves
+    if not TYPE_CHECKING:  # pragma: no branch - type checkers find the mistake without it
 
         def __getattr__(self, name: str) -> Any:
             msg = (
@@ -314,7 +314,7 @@ class _AwaitedConnection(PooledConnection[C]):
 
 
 class DedicatedConnection(Generic[C]):
-    """A connection beside the pool: customized, but neither counted nor pooled. Await it, or use ``async with``."""
+    """A connection that is customized, but neither counted nor pooled. Await it, or use ``async with``."""
 
     __slots__ = ("_conn", "_gets", "_used")
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast
 
 from . import _messages as messages
 from ._call import GRACE, Limit
+from ._hooks import INFO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,9 +44,10 @@ class Outcome:
 class Opening:
     """One open() and all who wait for it."""
 
-    __slots__ = ("ended", "futures", "limit", "wanted")
+    __slots__ = ("began", "ended", "futures", "limit", "wanted")
 
-    def __init__(self) -> None:
+    def __init__(self, began: float) -> None:
+        self.began = began
         self.limit: Limit | None = None
         self.futures: list[asyncio.Future[Outcome]] = []
         self.ended = False
@@ -78,6 +80,7 @@ class Lifecycle(Generic[C]):
         self._closers: list[asyncio.Future[None]] = []
         self._limit: Limit | None = None  # of closing
         self._close_at = inf
+        self._closing_since = 0.0
 
     # -- gates
 
@@ -167,9 +170,10 @@ class Lifecycle(Generic[C]):
         now = loop.time()
         shell.begin(now)
         self.stage = "opening" if wait else "open"
-        opening = self._opening = Opening()
+        opening = self._opening = Opening(now)
         if not wait:
             opening.ended = True
+            shell.hooks.note(INFO, "open; its connections follow")
             shell.event(shell.state.open, now, starting=False)
             return
         opened: asyncio.Future[Outcome] = loop.create_future()
@@ -210,6 +214,10 @@ class Lifecycle(Generic[C]):
             self.stage = "open"
         if (opening := self._opening) is not None and not opening.ended:
             opening.end(outcome)
+            if outcome.how == "open":
+                took = self.loop.time() - opening.began
+                numbers = messages.numbers(self._shell.state)
+                self._shell.hooks.note(INFO, "open after %.3g s: %s", took, numbers, seconds=took)
             if outcome.how in ("failed", "cancelled"):  # a failed open leaves nothing behind
                 self._aborted = True
                 self._begin_close()
@@ -248,7 +256,8 @@ class Lifecycle(Generic[C]):
         self.stage = "closing"
         self._close_at = inf
         self.end_opening(Outcome("closed", self.closed_error()))
-        now = self.loop.time()
+        now = self._closing_since = self.loop.time()
+        shell.hooks.note(INFO, "closing: %s", messages.numbers(shell.state))
         shell.state.close(now)
         for approval in shell.state.connects:
             call = shell.calls.under_way.get(approval)
@@ -271,7 +280,7 @@ class Lifecycle(Generic[C]):
             call.end()
         if not self.end_if_nothing_is_left():
             self._limit_close(3 * GRACE, self._abandon_all)
-            shell.turn()
+        shell.turn()
 
     def _limit_close(self, seconds: float, act: Callable[[], None]) -> None:
         if self._limit is not None:
@@ -294,6 +303,10 @@ class Lifecycle(Generic[C]):
 
     def _end_closing(self) -> None:
         self.stage = "closed"
+        took = self.loop.time() - self._closing_since
+        self._shell.hooks.note(INFO, "closed after %.3g s", took, seconds=took)
+        for watcher in self._shell.watchers:
+            watcher.end()
         if self._limit is not None:
             self._limit.drop()
             self._limit = None

@@ -262,9 +262,14 @@ class Pool(Generic[C]):
         return self._state.snapshot()
 
     def holders(self) -> list[Holder]:
-        """Who holds what, and how long; the longest first."""
+        """Who holds what, and how long; the longest first. May be called from any thread.
+
+        A holder is named by its task: name tasks with ``asyncio.current_task().set_name("report")``.
+        """
+        from ._look import holders  # rarely needed
+
         self._shell.life.check_fork()
-        return sorted(self._shell.holders(), key=lambda holder: -holder.held)
+        return holders(self._state, self._shell.now()) if self._state.slots else []
 
     def __repr__(self) -> str:
         shell = self._shell
@@ -289,6 +294,14 @@ class Pool(Generic[C]):
                 stacklevel=2,
                 source=self,
             )
+
+
+def check_pool(thing: object) -> None:
+    """Refuse what is no pool. What it is stays untold: it may be a URL with a password."""
+    if not isinstance(thing, Pool):
+        what = f"the class {thing.__name__}" if isinstance(thing, type) else f"an object of type {type(thing).__name__}"
+        msg = f"pool: expected a Pool, not {what}"
+        raise TypeError(msg)
 
 
 def _after_fork_in_child() -> None:

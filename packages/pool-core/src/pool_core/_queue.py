@@ -1,6 +1,7 @@
-"""Those who wait, in order, and the links between them and what is begun for them.
+"""The waiters in order, and the links between them and the attempts and validations begun for them.
 
-Who is served or gives up leaves his connect and his test to others (pgx #1259: a connect does not die with its waiter).
+A waiter that is served or gives up leaves its attempt and validation to others (pgx #1259: a connection attempt does not
+end with its waiter).
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 SWEEP_LEAST = 32
-"""Dead waiters are swept when they outnumber the living, but not for fewer than this."""
+"""Waiters that left are removed when they outnumber the others by more than this."""
 
 
 class Queue(Generic[C]):
-    """The gets that wait. The head is served first, whatever it was that was begun for it."""
+    """The gets that wait. The head is served first, whatever was begun for it."""
 
     __slots__ = ("_connects", "_given", "_number", "_tests", "due", "left_at", "live", "tries", "waiters")
 
@@ -32,20 +33,20 @@ class Queue(Generic[C]):
         self._connects = connects
         self._tests = tests
         self.waiters: deque[Waiter[C]] = deque()
-        self.live = 0  # those that are still queued; the rest of the deque is dead
+        self.live = 0  # how many are still queued; the others in the deque have left
         self.tries = 0  # how many of them are a try_get
-        self._given: list[tuple[float, int, Waiter[C]]] = []  # a heap of those with a time-out of their own
+        self._given: list[tuple[float, int, Waiter[C]]] = []  # a heap of those with a timeout of their own
         self._number = 0
         self.forget_times()
 
     def forget_times(self) -> None:
-        """Begin anew: nobody waits."""
+        """Start again: no get waits."""
         self._given.clear()
-        self.due = inf  # not later than the first deadline of those with the default time-out
-        self.left_at = -inf  # when somebody gave up last
+        self.due = inf  # at most the first deadline of those with the default timeout
+        self.left_at = -inf  # when a waiter gave up last
 
     def set_time_limit(self, waiter: Waiter[C]) -> None:
-        """Remember when its time is up: of those with the default time-out, which stand in order, the first one's."""
+        """Remember its deadline. Those with the default timeout are in order, so the first one's is enough."""
         if waiter.patient:
             self.due = waiter.deadline
         elif waiter.deadline != inf:
@@ -57,11 +58,11 @@ class Queue(Generic[C]):
                 heapify(given)
 
     def next_deadline(self) -> float:
-        """When the first one's time is up, or earlier."""
+        """Return the earliest deadline, or an earlier time."""
         return min(self.due, self._given[0][0]) if self._given else self.due
 
     def overdue(self, now: float) -> list[Waiter[C]]:
-        """Say who has waited too long. They stay queued until they are dropped."""
+        """Return the waiters whose deadline has passed. They stay queued until they are dropped."""
         late: list[Waiter[C]] = []
         if self.due <= now:
             self.due = inf
@@ -79,7 +80,7 @@ class Queue(Generic[C]):
         return late
 
     def drop(self, waiter: Waiter[C]) -> None:
-        """Take one out of the count; the deque forgets the dead when they outnumber the living: O(1), amortised."""
+        """Remove one from the count. The deque removes those that left when they are the majority: amortised O(1)."""
         waiter.queued = False
         self.live -= 1
         self.tries -= waiter.idle_only
@@ -92,14 +93,14 @@ class Queue(Generic[C]):
             waiters.extend(living)
 
     def give_up(self, waiter: Waiter[C], now: float) -> None:
-        """One goes away. His connect counts for nobody else, and his test goes to who needs it."""
+        """Drop one that gave up. Its attempt is no supply for others; its validation is."""
         if waiter.queued:
             self.drop(waiter)
             self.left_at = now
         self.orphan(waiter)
 
     def hand(self, slot: Slot[C], now: float, tested_for: Waiter[C] | None = None) -> bool:
-        """Give the connection to the first one that is still there. The only place where waiters are served."""
+        """Hand the connection off to the first waiter that is still there. The only place where waiters are served."""
         waiters = self.waiters
         while waiters:
             waiter = waiters.popleft()
@@ -117,11 +118,11 @@ class Queue(Generic[C]):
                 if waiter.approval is not None or waiter.test is not None:
                     self._leave_to_others(waiter)
                 return True
-            self.orphan(waiter)  # cancelled in this tick
+            self.orphan(waiter)  # cancelled in this turn of the loop
         return False
 
     def _leave_to_others(self, waiter: Waiter[C]) -> None:
-        """One was served otherwise: what was begun for it helps the next one."""
+        """Give what was begun for one that was served otherwise to the next one."""
         approval, test = waiter.approval, waiter.test
         if approval is not None:
             approval.waiter = waiter.approval = None
@@ -130,7 +131,7 @@ class Queue(Generic[C]):
         self.pass_on()
 
     def pass_on(self) -> None:
-        """Give connects and tests whose waiter was served otherwise to the first ones without."""
+        """Link attempts and validations whose waiter was served otherwise to the first waiters without one."""
         for approval in self._connects:
             if approval.waiter is None and not (approval.orphan or approval.late):
                 waiter = self.first_without_approval()
@@ -145,11 +146,11 @@ class Queue(Generic[C]):
                 test.waiter, waiter.test = waiter, test
 
     def first_without_approval(self) -> Waiter[C] | None:
-        """Return the first one for whom no connect is under way."""
+        """Return the first waiter without a connection attempt."""
         return next((w for w in self.waiters if w.queued and w.approval is None and not w.idle_only), None)
 
     def orphan(self, waiter: Waiter[C]) -> None:
-        """What was begun for this one goes on, for the pool."""
+        """Unlink what was begun for this one: it goes on, for the pool."""
         approval, test = waiter.approval, waiter.test
         if approval is not None:
             approval.waiter = waiter.approval = None
@@ -158,21 +159,21 @@ class Queue(Generic[C]):
             test.waiter = waiter.test = None
 
     def turn_away(self) -> None:
-        """End each try_get with None that has no idle connection left to hope for."""
-        for waiter in list(islice(self.waiters, len(self.waiters) - self.live + self.tries)):  # they stand first
+        """End each try_get with None that no idle connection can serve."""
+        for waiter in list(islice(self.waiters, len(self.waiters) - self.live + self.tries)):  # they are first
             if waiter.queued and waiter.idle_only and waiter.test is None:
                 self.drop(waiter)
                 waiter.offer(None)
 
     def forget_the_gone(self) -> None:
-        """Drop those that are cancelled already, though they have not said so yet."""
+        """Drop those that are cancelled already but have not run since."""
         for waiter in list(self.waiters):
             if waiter.queued and waiter.gone():
                 self.drop(waiter)
                 self.orphan(waiter)
 
     def abandon(self) -> None:
-        """Their loop is dead, and they died with it: nobody tells them anything."""
+        """Forget them: their event loop is closed."""
         for waiter in self.waiters:
             waiter.queued = False
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
 from ._config import PoolConfig, PoolOptions, QueueStrategy, option_names
+from ._text import check_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +43,20 @@ EXTRAS = {
     "mongodb": "mongo",
     "mongodb+srv": "mongo",
     "sqlite": "sqlite",
+    "memcached": "memcached",
+    "memcacheds": "memcached",
+    "amqp": "rabbitmq",
+    "amqps": "rabbitmq",
+    "odbc": "odbc",
+    "mssql": "odbc",
+    "neo4j": "neo4j",
+    "neo4j+s": "neo4j",
+    "neo4j+ssc": "neo4j",
+    "bolt": "neo4j",
+    "bolt+s": "neo4j",
+    "bolt+ssc": "neo4j",
+    "arangodb": "arangodb",
+    "arangodb+https": "arangodb",
 }
 """What to install for a scheme that nobody claims: the extras of pool-core, by scheme."""
 
@@ -148,7 +163,8 @@ def manager_and_options(url: str, group: str = GROUP) -> tuple[ConnectionManager
     the scheme, the names of options and their values, and nothing else of the URL.
 
     Raises:
-        ValueError: no adapter claims the scheme, or more than one; an option's value is not allowed, or given twice.
+        ValueError: the URL has white space around it or a control character; no adapter claims the scheme, or more than
+            one; an option's value is not allowed, or given twice.
         TypeError: an unknown ``pool_*`` key, or an option that no URL can give.
         ImportError: the adapter cannot be imported.
         Exception: what the adapter says to the URL.
@@ -156,6 +172,7 @@ def manager_and_options(url: str, group: str = GROUP) -> tuple[ConnectionManager
     if not isinstance(url, str):
         msg = f"the URL must be a str, not {type(url).__name__}"
         raise TypeError(msg)
+    check_text("the URL", url)
     claim = claim_of(scheme_of(url, group), group)
     rest, options = _cut_options(url)
     return claim.load()(rest), options

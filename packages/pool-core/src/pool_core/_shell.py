@@ -12,19 +12,19 @@ import os
 import sys
 from math import inf
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from . import _messages as messages
 from ._call import Call, Clock
 from ._calls import SILENT, Calls, connect_error
 from ._errors import ReplaceConnection
 from ._gets import Failure, Gets, GetWaiter
-from ._hooks import Hooks
+from ._hooks import DEBUG, INFO, WARNING, Hooks, text
 from ._lifecycle import Lifecycle, Outcome
 from ._manager import Verdict
 from ._slot import BROKEN, DISCARD, Approval, Order, Slot
 from ._state import PoolState
-from ._statistics import CloseReason, Holder
+from ._statistics import CloseReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,26 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 T = TypeVar("T")
 
+_LEVELS = {
+    CloseReason.BROKEN: INFO,
+    CloseReason.INVALID: INFO,
+    CloseReason.DISCARDED: INFO,
+    CloseReason.RESET_FAILED: INFO,
+    CloseReason.LEAKED: WARNING,
+}
+"""The log's level for connections that go before their time; for the others it is DEBUG."""
+
 _next_id = iter(range(1, sys.maxsize)).__next__  # ids are unique in the process, as r2d2's
+
+
+class Watcher(Protocol):
+    """Something of ours that looks at a pool while it is open."""
+
+    def begin(self) -> None:
+        """The pool opens, on its loop."""
+
+    def end(self) -> None:
+        """The pool is closed."""
 
 
 class Shell(Generic[C]):
@@ -51,19 +70,24 @@ class Shell(Generic[C]):
         self.calls: Calls[C] = Calls(self, manager, config.customizer)
         self.gets: Gets[C] = Gets(self)
         self.alarm = Clock(self.life.loop, self._wake, self.life.context)
+        self.logs_gets = False  # the log takes each get and return
         self.stacks = False  # where a lease was taken is written down
         self._interrupting = False  # a callback is on its way that raises what a hook raised
-        self._outage = 0  # failed connects since the last success
+        self.outage = 0  # failed connects since the last success
+        self.watchers: tuple[Watcher, ...] = ()
         self._leaks: set[tuple[int, int]] = set()  # by connection and use, those that were told at the last look
 
     def begin(self, now: float) -> None:
         """A new life begins, on the loop that the life cycle knows."""
         life = self.life
-        self._outage = 0
+        self.outage = 0
         self._interrupting = False
         self.alarm = Clock(life.loop, self._wake, life.context)
+        self.logs_gets = self.hooks.logs_gets()
         self.stacks = self.config.leak_threshold is not None or life.loop.get_debug()
         self._set_observed(now)
+        for watcher in self.watchers:
+            watcher.begin()
 
     # -- the turn
 
@@ -111,6 +135,9 @@ class Shell(Generic[C]):
         """The alarm rings."""
         if self.life.forked:  # in the child of a fork, on the loop that it inherited: all is the parent's
             return
+        if (logs_gets := self.hooks.logs_gets()) is not self.logs_gets:  # the log's level has changed
+            self.logs_gets = logs_gets
+            self._set_observed(now)
         for what in self.alarm.pop(now):
             what.overdue(now)
         if (when := self.alarm.next()) < self.alarm.at:
@@ -160,12 +187,16 @@ class Shell(Generic[C]):
         state = self.state
         now = self.now()
         if error is None and not call.ended:
-            if self._outage and self.config.error_sink is None:
-                self.hooks.log("%s: connecting works again, after %d failures", self._outage)
-            self._outage = 0
+            if self.outage:
+                self.hooks.note(INFO, "connecting works again, after %d failures", self.outage, phase="connect")
+            self.outage = 0
             slot = state.put(approval, conn, now, self._lifetime())
+            took = now - approval.since
+            self.hooks.note(
+                DEBUG, "connection #%d opened in %.3g s", slot.id, took, connection_id=slot.id, seconds=took
+            )
             if self.hooks.listeners:
-                self.hooks.emit(self.events().Connected(slot.id, now - approval.since))
+                self.hooks.emit(self.events().Connected(slot.id, took))
             return
         if error is None:
             self.calls.dispose(conn)
@@ -175,9 +206,11 @@ class Shell(Generic[C]):
         error = connect_error(call, error, self.config.create_timeout)
         if self.hooks.listeners:
             self.hooks.emit(self.events().ConnectFailed(error))
-        self._outage += 1
-        if (self._outage == 1 or self.config.error_sink is not None) and not call.cut_off:
-            self.hooks.report(error, "connecting failed")
+        self.outage += 1
+        if (self.outage == 1 or self.config.error_sink is not None) and not call.cut_off:
+            self.hooks.report(error, "connecting failed", phase="connect")
+        else:
+            self.hooks.note(DEBUG, "a connection attempt failed: %s", text(error), phase="connect")
         transient = self.calls.is_transient(error)
         if self.life.stage == "opening" and not (transient and self.config.retry_connection):
             self.life.end_opening(Outcome("failed", error))  # first, so that no further connect is begun for it
@@ -202,7 +235,12 @@ class Shell(Generic[C]):
                 f"is_valid must return True or False, not {type(result).__name__}: is a 'return True' missing?"
             )
         if error is not None and not call.cut_off:
-            self.hooks.report(error, f"the test of connection #{slot.id} failed, so it is closed")
+            self.hooks.report(
+                error,
+                f"the test of connection #{slot.id} failed, so it is closed",
+                connection_id=slot.id,
+                phase="validate",
+            )
         valid = error is None and result is True
         broken = valid and self.calls.is_broken(slot.conn)
         if slot not in self.state.validating:
@@ -245,7 +283,7 @@ class Shell(Generic[C]):
         if self.hooks.listeners:
             self.hooks.emit(self.events().ResetFailed(slot.id, error))
         if not self.calls.cutting_off:
-            self.hooks.report(error, f"reset of connection #{slot.id} failed, so it is closed")
+            self.hooks.report(error, f"reset of connection #{slot.id} failed, so it is closed", connection_id=slot.id)
         return False
 
     def _close(self, slot: Slot[C], *, terminate: bool) -> None:
@@ -253,6 +291,7 @@ class Shell(Generic[C]):
         calls = self.calls
         if self.hooks.listeners:
             self.hooks.emit(self.events().Closed(slot.id, self.now() - slot.born, slot.mark))
+        self._note_close(slot, slot.mark)
         calls.cut_short(slot)
         if terminate:
             terminated = calls.terminate(slot)
@@ -263,12 +302,26 @@ class Shell(Generic[C]):
                 return
         calls.start(slot, calls.close(slot), "close", self.config.close_timeout, self._closed)
 
+    def _note_close(self, slot: Slot[C], reason: CloseReason) -> None:
+        age = self.now() - slot.born
+        level = _LEVELS.get(reason, DEBUG)
+        self.hooks.note(
+            level,
+            "connection #%d leaves the pool after %.3g s: %s",
+            slot.id,
+            age,
+            reason.value.replace("_", " "),
+            connection_id=slot.id,
+            reason=reason.value,
+            seconds=age,
+        )
+
     def _closed(self, slot: Slot[C], call: Call, error: BaseException | None, _: Any) -> None:
         if call.ended:
             error = TimeoutError(f"close took longer than close_timeout={self.config.close_timeout} s")
         if error is not None:
             if not (self.life.final or call.cut_off):
-                self.hooks.report(error, f"closing connection #{slot.id} failed")
+                self.hooks.report(error, f"closing connection #{slot.id} failed", connection_id=slot.id)
             if not self.calls.terminate(slot) and (call.ended or call.cut_off) and not call.abandoned:
                 self.calls.abandoned(f"connection #{slot.id}")
         self.state.gone(slot, self.now())
@@ -285,11 +338,17 @@ class Shell(Generic[C]):
             if self.hooks.listeners:
                 self.hooks.emit(self.events().Leaked(slot.id, held, slot.stack))
             leak = f"connection #{slot.id} is held for {held:.3g} s, longer than leak_threshold={threshold:g}"
-            self.hooks.report(ResourceWarning(f"{messages.label(self.config)}: {leak}, taken at:\n{slot.stack}"), leak)
+            where = f"{leak}, taken at:\n{slot.stack}"
+            if self.config.error_sink is None:
+                self.hooks.note(WARNING, "%s", where, connection_id=slot.id, seconds=held)
+            else:
+                self.hooks.report(ResourceWarning(f"{messages.label(self.config)}: {where}"), leak)
 
     def _refuse_deadlocked(self, victim: GetWaiter[C]) -> None:
         now = self.now()
-        victim.end(Failure(messages.deadlocked(self.state, now - victim.started), ours=True))
+        error = messages.deadlocked(self.state, now - victim.started)
+        self.hooks.note(WARNING, "a get was refused with PoolDeadlock: %s", error, phase="queue", seconds=error.waited)
+        victim.end(Failure(error, ours=True))
         self.state.give_up(victim, now)
 
     # -- giving back
@@ -330,15 +389,24 @@ class Shell(Generic[C]):
         now = self.now()
         if self.hooks.listeners:
             self.hooks.emit(self.events().CheckedIn(slot.id, now - slot.stamp))
+        self._note_return(slot, now)
         if self.returned(slot, now, how) and self._wipe(slot, now):
             state.restock(slot, now)
         self.last_turn()
+
+    def _note_return(self, slot: Slot[C], now: float) -> None:
+        if self.logs_gets:
+            held = now - slot.stamp
+            self.hooks.note(
+                DEBUG, "connection #%d returned after %.3g s", slot.id, held, connection_id=slot.id, seconds=held
+            )
 
     def give_back_raised(self, slot: Slot[C], how: int, error: BaseException | None) -> None:
         """End a lease in which something was raised: the manager may judge what it means."""
         verdict = self.calls.verdict(error, slot.conn) if slot in self.state.slots else Verdict.KEEP
         # A connection that is retired already says nothing about those that replace it.
         if verdict is Verdict.RETIRE_ALL and self.state.is_open and slot.mark is not CloseReason.EVICTED:
+            self.hooks.note(INFO, "all connections are retired: judge answered RETIRE_ALL to %s", type(error).__name__)
             self.event(self.state.evict, None, self.now())
         elif verdict is Verdict.CLOSE:
             how |= DISCARD
@@ -405,7 +473,9 @@ class Shell(Generic[C]):
         now = self.now()
         if self.hooks.listeners:
             self.hooks.emit(self.events().CheckedIn(slot.id, now - slot.stamp))
+        self._note_return(slot, now)
         if slot in self.state.slots:
+            self._note_close(slot, CloseReason.DETACHED)
             self.state.detach(slot, now)
             if self.hooks.listeners:
                 self.hooks.emit(self.events().Closed(slot.id, now - slot.born, CloseReason.DETACHED))
@@ -416,13 +486,17 @@ class Shell(Generic[C]):
     def add(self, conn: C) -> bool:
         """Take a connection in. False: no room."""
         slot = self.event(self.state.add, conn, self.now(), self._lifetime())
-        if slot is not None and self.hooks.listeners:
-            self.hooks.emit(self.events().Connected(slot.id))
+        if slot is not None:
+            self.hooks.note(DEBUG, "connection #%d was added", slot.id, connection_id=slot.id)
+            if self.hooks.listeners:
+                self.hooks.emit(self.events().Connected(slot.id))
         self.last_turn()
         return slot is not None
 
     def resize(self, config: PoolConfig) -> None:
         """Put another size in force."""
+        sizes = (self.config.max_size, config.max_size, self.config.min_idle, config.min_idle)
+        self.hooks.note(INFO, "resized: max_size %d -> %d, min_idle %d -> %d", *sizes)
         self.config = config
         if self.state.is_open:
             self.event(self.state.resize, config, self.now())
@@ -434,16 +508,8 @@ class Shell(Generic[C]):
         slots = self.state.slots
         # Judged before anything changes: a predicate that raises leaves the pool as it was.
         chosen = None if predicate is None else {slot for slot in list(slots) if predicate(slot.conn)}
+        self.hooks.note(INFO, "evicted: %d open connections are retired", len(slots if chosen is None else chosen))
         return self.event(self.state.evict, chosen, self.now())
-
-    def holders(self) -> list[Holder]:
-        """Who holds what, and how long."""
-        now = self.now() if self.state.slots else 0.0
-        return [
-            Holder(slot.id, slot.holder.get_name(), max(0.0, now - slot.stamp), slot.stack)
-            for slot in self.state.slots
-            if slot.holder is not None
-        ]
 
     def listen(self, listener: Callable[[Event], object]) -> Callable[[], None]:
         """Tell one more listener from now on, until what is returned is called."""
@@ -461,7 +527,13 @@ class Shell(Generic[C]):
 
     def _set_observed(self, now: float) -> None:
         if not self.life.forked:  # then the warm path stays shut
-            seen = self.hooks.listeners or self.stacks or self.config.guard or self.calls.on_checkout is not None
+            seen = (
+                self.hooks.listeners
+                or self.stacks
+                or self.logs_gets
+                or self.config.guard
+                or self.calls.on_checkout is not None
+            )
             self.state.observe(bool(seen), now)
 
     @staticmethod

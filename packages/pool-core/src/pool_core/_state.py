@@ -1,37 +1,37 @@
-"""Every decision of the pool: who gets which connection, and what is opened, tested, wiped and closed.
+"""Every decision of the pool: which get receives which connection, and what is opened, validated, reset and closed.
 
 Theory of operation
 ===================
 
 ``PoolState`` is a machine without I/O, in the manner of h11 and of QUIC's protocol cores. It has three openings:
 
-* **Events go in.** A method for each thing that can happen: a get is queued (``enqueue``), a connect ended (``put``,
-  ``connect_failed``), a test ended (``tested``), a lease ended (``give_back``), time has passed (``wake``), and so on.
-  Time, verdicts on connections, chance and the names of holders come in as arguments. Nothing of an event loop or of
-  threads is here, and no code of anybody else's is called.
-* **Work comes out.** What an event decides is appended to ``work`` as pairs of an ``Order`` and its subject. Whoever
-  brings an event carries the work out before anything else happens: the shell's one turn (``take_work``).
-* **It says when it wants to be woken**: ``wake_at()``, or cheaply, as a bound that is never too late, ``agenda.due``.
+* **Events go in.** There is a method for each event: a get is queued (``enqueue``), a connection attempt ended (``put``,
+  ``connect_failed``), a validation ended (``tested``), a lease ended (``give_back``), time has passed (``wake``), and
+  so on. Time, verdicts on connections, random numbers and the names of holders are arguments. The state knows neither
+  event loops nor threads, and calls no foreign code.
+* **Work comes out.** An event appends what it decides to ``work``, as pairs of an ``Order`` and its subject. The shell
+  that sent the event carries out the work before the next event: its one turn (``take_work``).
+* **It says when to wake it**: ``wake_at()``; or ``agenda.due``, a cheap bound that is never too late.
 
-Every event method leaves the state at rest: all that could be decided is decided. This is ``_serve``: while somebody
-waits for whom nothing is under way, begin what would help (a test of an idle connection, else a connect); then see to
-``min_idle``; then say what the warm path may do by itself (``_settle``).
+Every event method leaves the state at rest: all that can be decided is decided. ``_serve`` does this: while there is a
+waiter without supply, it begins what would help (the validation of an idle connection, else a connection attempt); then
+it fills ``min_idle``; then it sets what the warm path may do by itself (``_settle``).
 
-**A connection** is a ``Slot``, in a state by name; ``CHANGES`` (in ``_slot.py``) is the table of what may follow what.
-From its birth to its closing it is in ``slots``, and where it is says the same as its state does: idle ones are in
-``idle``, those being tested in ``validating``, those being wiped in ``resetting``, those that go in ``closing`` (and
-in ``slots`` no longer); the rest of ``slots`` are lent.
+**A connection** is a ``Slot`` with a named state; ``CHANGES`` (in ``_slot.py``) is the table of allowed changes. Until it
+is closed it is in ``slots``. The containers agree with the state: idle ones are in ``idle``, those being validated in
+``validating``, those being reset in ``resetting``, closing ones in ``closing`` (and no longer in ``slots``); the other
+``slots`` are in use (state ``lent``).
 
-**A get that waits** is a ``Waiter`` in the ``queue``. The state answers it by ``offer``, which is False if it was
-cancelled in the meantime: then the next one is asked. Connects and tests are linked to the waiter for whom they were
-begun, so that each waiter is helped once, and what one that left had begun is not begun again.
+**A get that waits** is a ``Waiter`` in the ``queue``. The state serves it by ``offer``, which returns False if the get was
+cancelled in the meantime: then the next one is tried. Attempts and validations are linked to the waiter for whom they
+were begun, so that nothing is begun twice for one waiter, and what a waiter that left had begun is used by others.
 
-**Supply** is what will serve a waiter without a return: connects, tests and resets under way, unless they are late, or
-their waiter gave up. A waiter beyond the supply is the lack, and the lack is what connects are begun for.
+**Supply** is what will serve a waiter without a return: attempts, validations and resets in progress, unless they are
+late or their waiter gave up. Connection attempts are begun for the waiters in excess of the supply.
 
-**The warm path** (``_lease.py``) lends and takes back by itself, without an event, where nothing is to be decided. It
-may take from ``fresh`` what exceeds ``floor``, and append to ``fresh`` unless ``slow``. So what would change a decision
-sets these first. It has no clock: it stamps with ``tick``, which the agenda's beat moves on.
+**The warm path** (``_lease.py``) acquires and returns connections without an event when there is nothing to decide. It may
+take from ``fresh`` what exceeds ``floor``, and append to ``fresh`` unless ``slow`` is set. Every change that would need a
+decision sets these first. The warm path reads no clock: it stamps with ``tick``, which the agenda's beat advances.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 CLOSED = 1 << 60
-"""How many idle ones the warm path must leave when it may take none."""
+"""``floor`` when the warm path may take no idle connection."""
 
 
 class PoolState(Generic[C]):
@@ -119,7 +119,7 @@ class PoolState(Generic[C]):
         self.wipes = wipes  # the manager has ``reset``
         self.work: list[tuple[Order, Any]] = []
         self.is_open = False
-        self.starting = False  # open() waits for min_idle: failed connects are repeated as if a get waited
+        self.starting = False  # open() waits for min_idle: failed attempts are repeated as if a get waited
         self.observed = False  # listeners, stacks or the guard: every get and return takes the slow path
 
         self.slots: dict[Slot[C], None] = {}  # ordered, and half the size of a set
@@ -139,12 +139,12 @@ class PoolState(Generic[C]):
         self.shut()
         self.generation = 0
         self._swept_at = -inf
-        self.paused = False  # a connect failed with nobody waiting: min_idle waits for the reaper's next look
+        self.paused = False  # an attempt failed while no get waited: the reaper fills min_idle later
         self.last_error: BaseException | None = None
         self.configure(config)
 
     def configure(self, config: PoolConfig) -> None:
-        """Take the options over, at first and when they change."""
+        """Read the options, at first and when they change."""
         self.config = config
         self.max_size = config.max_size
         self.min_idle = config.min_idle
@@ -158,7 +158,7 @@ class PoolState(Generic[C]):
     # -- life cycle
 
     def open(self, now: float, *, starting: bool) -> None:
-        """Begin: bring min_idle up. With ``starting`` somebody waits for it."""
+        """Begin: fill min_idle. With ``starting`` open() waits for it."""
         self.is_open = True
         self.starting = starting
         self.paused = False
@@ -172,18 +172,18 @@ class PoolState(Generic[C]):
         self._serve(now)
 
     def observe(self, observed: bool, now: float) -> None:
-        """Somebody wants to see every get and return, or nobody any more."""
+        """Send every get and return through the slow path, or no longer."""
         self.observed = observed
         self._settle(now)
 
     def shut(self) -> None:
-        """Let the warm path do nothing by itself."""
-        self.slow = True  # a clean connection that comes back is not just idle then
-        self.plain = False  # at most somebody waits for it
-        self.floor = CLOSED  # how many a get must leave idle
+        """Disable the warm path."""
+        self.slow = True  # a returned connection does not simply become idle
+        self.plain = False  # a returned connection may be handed off without further questions
+        self.floor = CLOSED  # how many idle connections a get must leave
 
     def close(self, now: float) -> None:
-        """Begin the end: refuse, fail the waiters at once, close what is idle, terminate what is being tested."""
+        """Begin to close: refuse gets, fail the waiters, close idle connections, terminate those being validated."""
         self.is_open = self.starting = False
         self.agenda.clear()
         self.queue.fail_all(None)
@@ -193,19 +193,19 @@ class PoolState(Generic[C]):
         for slot in list(self.validating):
             self.validating.end(slot)
             self.close_one(slot, CloseReason.POOL_CLOSED, terminate=True)
-        for slot in self.slots:  # lent or being reset: they go when they come back
+        for slot in self.slots:  # in use or being reset: they are closed when they are returned
             slot.mark = slot.mark or CloseReason.POOL_CLOSED
         self._settle(now)
 
     def terminate_all(self) -> None:
-        """End the waiting for lent connections and resets: terminate them."""
+        """Stop waiting for connections in use and resets: terminate them."""
         for slot in list(self.slots):
             if slot in self.resetting:
                 self.resetting.end(slot)
             self.close_one(slot, CloseReason.POOL_CLOSED, terminate=True)
 
     def bury(self) -> None:
-        """The loop is dead, and the waiters and connects with it: only connections are left, to be terminated."""
+        """Terminate all connections: the event loop is closed, so waiters and attempts are gone."""
         self.queue.abandon()
         self.counters.gets_cancelled += self.counters.waiting
         self.counters.waiting = 0
@@ -217,17 +217,17 @@ class PoolState(Generic[C]):
     # -- getting
 
     def candidate(self) -> Slot[C] | None:
-        """Take out an idle connection that needs no test. Its verdict follows: ``lend``, or ``found_broken``.
+        """Take out an idle connection that needs no validation. ``lend`` or ``found_broken`` follows.
 
-        Only while nobody waits: then nothing fresh is idle anyway.
+        While gets wait there is none.
         """
         idle = self.idle
         return idle.pop() if idle.fresh and not idle.stale_first() else None
 
     def lend(self, slot: Slot[C], holder: Any, now: float) -> bool:
-        """Lend the candidate. False: it went away while it was asked for.
+        """Give the candidate to a borrower. False: it was closed while has_broken ran.
 
-        The holder is the shell's business; deadlock detection compares it with the waiters'.
+        The state only compares ``holder`` with the waiters', for deadlock detection.
         """
         if slot not in self.slots:
             return False
@@ -238,13 +238,13 @@ class PoolState(Generic[C]):
         return True
 
     def found_broken(self, slot: Slot[C], now: float) -> None:
-        """This one, which was just taken out to be lent, is broken."""
+        """Close the candidate: it is broken."""
         if slot in self.slots:
             self._dead(slot, CloseReason.BROKEN, now)
             self._serve(now)
 
     def enqueue(self, waiter: Waiter[C], now: float) -> bool:
-        """Queue a get that found nothing to lend, and start what would help it. False: ``max_waiting`` is reached."""
+        """Queue a get that found no connection, and begin what would help it. False: ``max_waiting`` is reached."""
         queue, agenda = self.queue, self.agenda
         waiter.queued = True
         queue.waiters.append(waiter)
@@ -254,7 +254,7 @@ class PoolState(Generic[C]):
             agenda.by(waiter.deadline)
         if len(self.slots) >= self.max_size and not (
             self.stale or self.validating or self.connects.failures or self._bounded
-        ):  # nothing could help it but a return, as is common in a busy pool
+        ):  # only a return can serve it, the common case in a busy pool
             self.tick = now
             self.slow, self.floor = True, CLOSED
             if agenda.stuck_at == inf and self._detects:
@@ -269,19 +269,19 @@ class PoolState(Generic[C]):
         return True
 
     def give_up(self, waiter: Waiter[C], now: float) -> None:
-        """A waiter timed out or was cancelled. Its connect and its test go on, and their fruit goes to the pool."""
+        """Drop a waiter that timed out or was cancelled. Its attempt and its validation go on, for the pool."""
         self.queue.give_up(waiter, now)
         self._serve(now)
 
     def cut_off(self) -> None:
-        """Begin nothing for waiters that are cancelled already, nor for min_idle: the event loop is about to end."""
+        """Begin nothing more for cancelled waiters and min_idle: the event loop is about to end."""
         self.paused = True
         self.queue.forget_the_gone()
 
     # -- opening
 
     def put(self, approval: Approval[C], conn: C, now: float, lifetime: float) -> Slot[C]:
-        """Redeem an approval: the connection is open. It goes to the waiter at the head, or idle."""
+        """Redeem an approval: the connection is open. It goes to the first waiter, or idle."""
         self.connects.redeem(approval)
         self.connects.succeeded()
         self.paused = False
@@ -304,7 +304,7 @@ class PoolState(Generic[C]):
     def connect_failed(
         self, approval: Approval[C], error: BaseException | None, now: float, *, transient: bool, jitter: float
     ) -> None:
-        """Redeem an approval: the connect failed (None: it was called off). ``jitter`` in [0, 1) spreads the retries."""
+        """Redeem an approval: the attempt failed (None: it was called off). ``jitter`` in [0, 1) spreads the retries."""
         self.connects.redeem(approval)
         if error is not None:
             self.counters.connects_failed += 1
@@ -320,7 +320,7 @@ class PoolState(Generic[C]):
         self._serve(now)
 
     def add(self, conn: C, now: float, lifetime: float) -> Slot[C] | None:
-        """Take in a connection opened elsewhere. None: there is no room."""
+        """Add a connection opened elsewhere. None: there is no free slot."""
         if not self.supply.has_room():
             return None
         self.counters.added += 1
@@ -332,7 +332,7 @@ class PoolState(Generic[C]):
     # -- testing
 
     def begin_test(self, slot: Slot[C], now: float, order: Order = Order.TEST) -> Trial[C]:
-        """Have one that was idle tested: for the first waiter without a test, if there is one."""
+        """Validate an idle connection: for the first waiter without a validation, if there is one."""
         slot.state = VALIDATING
         trial = self.validating.begin(slot, now)
         trial.bare = order is Order.CHECK
@@ -353,9 +353,9 @@ class PoolState(Generic[C]):
         error: BaseException | None = None,
         jitter: float = 0.0,
     ) -> None:
-        """End a test. A valid connection goes, without another test, to the waiter at the head.
+        """End a validation. A valid connection goes to the first waiter without another one.
 
-        ``error`` says what is wrong with one that is not; ``jitter`` in [0, 1) spreads the retries, should it come to that.
+        ``error``: why it is not valid. ``jitter`` in [0, 1) spreads the retries, if there are any.
         """
         waiter = self.validating[slot].waiter
         trial = self.validating.end(slot)
@@ -383,7 +383,7 @@ class PoolState(Generic[C]):
         self._serve(now)
 
     def _unused(self, slot: Slot[C], trial: Trial[C], now: float, waiter: Waiter[C] | None) -> None:
-        """It was looked at, which is no use: if nobody wants it, it keeps its place by time of last use."""
+        """End a check that does not count as use: if no get waits, the connection keeps its place by its last use."""
         used_at = slot.stamp
         if trial.keeps:
             self._passed(slot, trial, now)
@@ -399,7 +399,7 @@ class PoolState(Generic[C]):
         self.connects.proved()
 
     def sweep(self, broken: Iterable[Slot[C]]) -> None:
-        """These of the idle ones are broken."""
+        """Close these idle connections: they are broken."""
         for slot in self.idle.remove_these(set(broken)):
             self.close_one(slot, CloseReason.BROKEN)
         self._serve(self.tick)
@@ -407,13 +407,13 @@ class PoolState(Generic[C]):
     # -- giving back
 
     def give_back(self, slot: Slot[C], now: float, how: int = 0) -> bool:
-        """End a lease. True: the connection stays; wipe it and call ``restock``."""
+        """End a lease. True: the connection stays; reset it and call ``restock``."""
         if slot not in self.slots:
             return False  # close() has terminated it
         if how & RAISED:
             slot.suspect = True
         if how & BROKEN:
-            # Compare with when it was lent: those lent before a sweep tell nothing new by being dead.
+            # Compared with when it was acquired: those acquired before a sweep say nothing new by being dead.
             self._dead(slot, CloseReason.BROKEN, now)
         elif (reason := self._retired(slot, now, discard=how & DISCARD != 0)) is not None:
             self.close_one(slot, reason)
@@ -425,7 +425,7 @@ class PoolState(Generic[C]):
         return False
 
     def pass_on(self, slot: Slot[C], now: float) -> bool:
-        """End a lease that ended well, in a plain pool, of a connection without a mark: ``give_back``, the short way."""
+        """End a lease without an exception, in a plain pool, of a connection without a mark: a short ``give_back``."""
         if self.wipes:
             return True
         queue = self.queue
@@ -434,20 +434,20 @@ class PoolState(Generic[C]):
         return False
 
     def restock(self, slot: Slot[C], now: float) -> None:
-        """A clean connection is back: it goes to the waiter at the head, or idle."""
-        if slot.mark is not None or not self.is_open:  # evicted or closed while the manager was asked
+        """Give a clean connection to the first waiter, or make it idle."""
+        if slot.mark is not None or not self.is_open:  # evicted or closed while the manager was called
             if slot in self.slots and (reason := self._retired(slot, now)) is not None:
                 self.close_one(slot, reason)
             self._serve(now)
             return
         self._stock(slot, now)
         if self.idle.stale:
-            self._serve(now)  # it may have to be tested first
+            self._serve(now)  # it may need a validation first
         elif not self.queue.live:
             self._settle(now)
 
     def begin_reset(self, slot: Slot[C], now: float) -> None:
-        """The connection is being wiped; its borrower has gone on."""
+        """Begin a reset; the borrower does not wait for it."""
         slot.state = RESETTING
         slot.holder = None
         self.agenda.by(self.resetting.begin(slot, now).late_at)
@@ -463,7 +463,7 @@ class PoolState(Generic[C]):
         timed_out: bool = False,
         replaced: bool = False,
     ) -> None:
-        """End a reset. Whatever went wrong closes the connection."""
+        """End a reset. If it failed, the connection is closed."""
         trial = self.resetting.end(slot)
         if not ok:
             self.close_one(slot, CloseReason.REPLACED if replaced else CloseReason.RESET_FAILED, terminate=timed_out)
@@ -477,24 +477,24 @@ class PoolState(Generic[C]):
         self._serve(now)
 
     def reset_failed(self, slot: Slot[C], now: float, *, replaced: bool = False) -> None:
-        """The manager's ``reset`` raised before it gave anything to wait for."""
+        """Close the connection: the manager's ``reset`` raised before it returned anything to await."""
         self.close_one(slot, CloseReason.REPLACED if replaced else CloseReason.RESET_FAILED)
         self._serve(now)
 
     def detach(self, slot: Slot[C], now: float) -> None:
-        """A lent connection leaves the pool for good, open."""
+        """Remove a connection in use from the pool for good, open."""
         slot.state = GONE
         slot.holder = None
         self._forget(slot, CloseReason.DETACHED)
         self._serve(now)
 
     def reclaim(self, slot: Slot[C], now: float) -> None:
-        """A lease was garbage-collected: nobody can return its connection, and nobody knows what is going on in it."""
+        """Terminate the connection of a garbage-collected lease: nothing can return it, and its state is unknown."""
         self.close_one(slot, CloseReason.LEAKED, terminate=True)
         self._serve(now)
 
     def gone(self, slot: Slot[C], now: float) -> None:
-        """A closing connection is closed, terminated or given up: its place is free."""
+        """Free the slot of a closing connection that is closed, terminated or abandoned."""
         slot.state = GONE
         self.closing.remove(slot)
         self._serve(now)
@@ -502,12 +502,12 @@ class PoolState(Generic[C]):
     # -- by the clock
 
     def take_work(self) -> list[tuple[Order, Any]]:
-        """Hand over what is to be done."""
+        """Return the work, and forget it."""
         work, self.work = self.work, []
         return work
 
     def wake_at(self) -> float:
-        """When the state wants to be woken next by ``wake``; inf: never."""
+        """Return when ``wake`` must be called next; inf: never."""
         return self.agenda.next()
 
     def wake(self, now: float, late: list[Waiter[C]]) -> None:
@@ -521,7 +521,7 @@ class PoolState(Generic[C]):
     # -- by the owner
 
     def resize(self, config: PoolConfig, now: float) -> None:
-        """Change the size: surplus idle ones go now, lent ones on their return."""
+        """Change the size: idle connections in excess are closed now, those in use when they are returned."""
         self.configure(config)
         surplus = max(0, len(self.slots) - self.max_size)
         for slot in self.idle.remove_these(set(self.idle.unused(now)[:surplus])):
@@ -530,7 +530,7 @@ class PoolState(Generic[C]):
         self._serve(now)
 
     def evict(self, chosen: set[Slot[C]] | None, now: float) -> int:
-        """Retire these connections, or the whole generation, those on their way included. Returns how many are open."""
+        """Retire these connections, or all, those being opened included. Returns how many are open."""
         if chosen is None:
             self.generation += 1
             chosen = set(self.slots)
@@ -545,11 +545,11 @@ class PoolState(Generic[C]):
     # -- looking
 
     def snapshot(self) -> State:
-        """The pool's numbers now."""
+        """Return the pool's numbers now."""
         return picture(self)
 
     def in_use(self) -> int:
-        """How many are lent."""
+        """Return how many are in use."""
         return len(self.slots) - len(self.idle) - len(self.validating) - len(self.resetting)
 
     def restore(self, now: float) -> None:
@@ -562,7 +562,7 @@ class PoolState(Generic[C]):
     # -- inside
 
     def _serve(self, now: float) -> None:
-        """Start what would help those who wait, and see to min_idle: the end of every event."""
+        """Begin what would help the waiters, and fill min_idle: the end of every event."""
         agenda, queue = self.agenda, self.queue
         if queue.live:
             self.supply.help(now)
@@ -584,7 +584,7 @@ class PoolState(Generic[C]):
         return slot
 
     def _retired(self, slot: Slot[C], now: float, *, discard: bool = False) -> CloseReason | None:
-        """Why a connection that works must go all the same: the first match counts."""
+        """Return why a working connection must be closed: the first match counts."""
         if slot.mark is CloseReason.EVICTED:
             return CloseReason.EVICTED
         if discard:
@@ -600,10 +600,9 @@ class PoolState(Generic[C]):
         return None
 
     def _stock(self, slot: Slot[C], now: float, *, proven: bool = False, tested_for: Waiter[C] | None = None) -> None:
-        """Give the connection to the waiter at the head, or make it idle.
+        """Give the connection to the first waiter, or make it idle.
 
-        ``proven``: just opened or tested, so it is not tested again before it is lent (or ``alive_bypass=0`` would
-        test for ever).
+        ``proven``: just opened or validated, so it is not validated again (or ``alive_bypass=0`` would validate for ever).
         """
         idle = self.idle
         slot.stamp = now
@@ -619,7 +618,7 @@ class PoolState(Generic[C]):
                 self.agenda.start_clock(now)
 
     def close_one(self, slot: Slot[C], reason: CloseReason, *, terminate: bool = False) -> None:
-        """Have a connection closed, or terminated, that is in no other place any more."""
+        """Close or terminate a connection that is in no container but ``slots``."""
         self.closing.add(slot)  # first: an interrupted thread must not leave it in no place at all
         slot.state = CLOSING
         slot.holder = None
@@ -631,25 +630,25 @@ class PoolState(Generic[C]):
         del self.slots[slot]
         self.counters.uses_gone += slot.uses
         self.counters.closed[reason] += 1
-        if reason is not CloseReason.POOL_CLOSED:  # else a borrower may have it still; the next open() forgets them
+        if reason is not CloseReason.POOL_CLOSED:  # else a borrower may still have it; the next open() forgets them
             self.extensions.pop(slot, None)
 
     def _dead(self, slot: Slot[C], reason: CloseReason, now: float, *, terminate: bool = False) -> None:
-        """Close a dead connection; the first one found dead casts doubt on those unused since.
+        """Close a dead connection; the first one makes those suspect that were not used since.
 
-        One that was last good before the last sweep tells nothing new: no storm of pings, no O(n) for each.
+        One that was last good before the last sweep says nothing new: no burst of pings, no O(n) for each.
         """
         last_good = slot.stamp
         self.close_one(slot, reason, terminate=terminate)
         if last_good <= self._swept_at:
             return
-        self._swept_at = self.tick  # the warm path stamped with it until now; what it stamps from now on is later
+        self._swept_at = self.tick  # the warm path used this stamp until now; its next stamps are later
         self.idle.doubt()
         if self.idle.stale:
             self.work.append((Order.SWEEP, None))
 
     def _settle(self, now: float) -> None:
-        """Say whether the warm path may lend and take back by itself, and how many it must leave idle."""
+        """Set whether the warm path may work by itself, and how many connections it must leave idle."""
         self.tick = now
         self.plain = (
             self.is_open

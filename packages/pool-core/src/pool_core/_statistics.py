@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ._errors import Phase
     from ._state import PoolState
 
 __all__ = ["CloseReason", "Holder", "State", "Statistics"]
@@ -44,6 +45,11 @@ class Statistics:
     ``gets_started = gets_direct + gets_waited + gets_timed_out + gets_cancelled + gets_failed`` + gets waiting now.
     ``try_get`` counts only when it lends. ``get_wait_time`` is in seconds, over the gets that waited and were served.
     ``connections_abandoned`` stands beside the sum: closed or given up, but perhaps not off the network.
+
+    ``waits_by_phase`` says what the gets waited for that were served: ``"queue"`` (a return) and ``"connect"``, together
+    ``gets_waited``, and ``"validate"``, which ``gets_direct`` includes: an idle connection had to be validated first.
+    ``timeouts_by_phase`` says what those waited for that timed out; its sum is ``gets_timed_out``. ``gets_overloaded``
+    (PoolOverloaded) and ``gets_deadlocked`` (PoolDeadlock) are parts of ``gets_failed``.
     """
 
     gets_started: int
@@ -59,6 +65,10 @@ class Statistics:
     connections_abandoned: int
     connects_failed: int
     hook_errors: int
+    waits_by_phase: Mapping[Phase, int]
+    timeouts_by_phase: Mapping[Phase, int]
+    gets_overloaded: int
+    gets_deadlocked: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +114,15 @@ class Counters:
         "connects_failed",
         "created",
         "gets_cancelled",
+        "gets_connected",
+        "gets_deadlocked",
         "gets_failed",
+        "gets_overloaded",
         "gets_timed_out",
+        "gets_validated",
         "gets_waited",
         "hook_errors",
+        "timeouts",
         "uses_gone",
         "wait_time",
         "waiting",
@@ -116,9 +131,14 @@ class Counters:
     def __init__(self) -> None:
         self.waiting = 0  # gets that wait until their task has gone on; a try_get is none
         self.gets_waited = 0
+        self.gets_connected = 0  # of gets_waited: by a connection that was new
+        self.gets_validated = 0  # by the validation that was begun for them
         self.gets_timed_out = 0
+        self.timeouts: dict[Phase, int] = {"queue": 0, "connect": 0, "validate": 0}
         self.gets_cancelled = 0
         self.gets_failed = 0
+        self.gets_overloaded = 0
+        self.gets_deadlocked = 0
         self.wait_time = 0.0
         self.created = 0
         self.added = 0
@@ -132,6 +152,7 @@ class Counters:
 def picture(state: PoolState[Any]) -> State:
     """The pool's numbers now. May be called from any thread, as exporters of metrics do."""
     counters = state.counters
+    connected = counters.gets_connected  # before gets_waited, which is counted first
     uses_gone, waited, waiting, unserved, uses = _together(state)
     served = uses_gone + uses
     return State(
@@ -156,6 +177,10 @@ def picture(state: PoolState[Any]) -> State:
             connections_abandoned=counters.abandoned,
             connects_failed=counters.connects_failed,
             hook_errors=counters.hook_errors,
+            waits_by_phase={"queue": waited - connected, "connect": connected, "validate": counters.gets_validated},
+            timeouts_by_phase=dict(counters.timeouts),
+            gets_overloaded=counters.gets_overloaded,
+            gets_deadlocked=counters.gets_deadlocked,
         ),
     )
 

@@ -17,7 +17,7 @@ except ImportError as error:
     _MISSING = 'pool_core.prometheus needs prometheus-client: pip install "pool-core[prometheus]"'
     raise ImportError(_MISSING) from error
 
-from ._metrics import BUCKETS, COUNT, GAUGES, HISTOGRAMS, POOL_NAME, STATE, TIMEOUTS, Watched, counts, duration, watch
+from ._metrics import BUCKETS, HISTOGRAMS, OBSERVED, POOL_NAME, Watched, duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,26 +37,29 @@ def instrument(
 ) -> Callable[[], None]:
     """Report a pool's metrics until it is garbage-collected, or until the returned function is called.
 
-    ``db_client_connection_`` ``count`` (by ``db_client_connection_state``: idle, used), ``idle_max``, ``idle_min``,
-    ``max``, ``pending_requests`` and ``timeouts_total`` are read from ``pool.state()``; ``create_time_seconds``,
-    ``wait_time_seconds`` and ``use_time_seconds`` are histograms. Each has the label
-    ``db_client_connection_pool_name``, the pool's option ``name``. Used is every connection that holds a place of
-    ``max_size`` and cannot be lent at once: lent ones, and those that are being tested, wiped or closed.
+    docs/metrics.md lists the metrics. All but three are read from the pool at the scrape, so that nothing that happened
+    before this call is missing; ``create_time_seconds``, ``wait_time_seconds`` and ``use_time_seconds`` are histograms
+    that begin with this call. Each metric has the label ``db_client_connection_pool_name``, the pool's option ``name``.
+
+    Call it before or after the pool is opened, and as often as the pool is opened: a second call for the same pool
+    replaces the first. A new pool may take the name of a closed one, and its counters go on from there.
 
     The client library's multiprocess mode leaves out metrics that are read at the scrape, these among them: let each
     process be scraped, or use ``pool_core.otel``.
 
     Args:
-        pool: Open or not yet. Call this where the pool is used: on its event loop, or before it is opened.
+        pool: The pool. If it is open, call this on its event loop.
         registry: Where the scrape looks.
-        histograms: False: without the three histograms. Then gets and returns cost nothing more; with them each pair
-            costs some ten microseconds.
+        histograms: False: without the three histograms. Then a get and its return cost nothing more; with them each
+            pair costs some ten microseconds.
 
     Returns:
         A function that ends the reporting. A second call does nothing.
 
     Raises:
-        ValueError: a pool of that name is reported to this registry already.
+        ValueError: another pool of that name is reported to this registry and is not closed.
+        TypeError: it is not a Pool.
+        WrongEventLoop: with histograms, the pool is open on another event loop.
     """
     if (collector := _collectors.get(registry)) is None:
         collector = _PoolCollector()
@@ -70,7 +73,6 @@ def _translated(name: str) -> str:
 
 
 _POOL_NAME = _translated(POOL_NAME)
-_STATE = _translated(STATE)
 
 
 class _PoolCollector(Collector):
@@ -91,7 +93,7 @@ class _PoolCollector(Collector):
         }
 
     def instrument(self, pool: Pool[Any], *, histograms: bool) -> Callable[[], None]:
-        return watch(self._watched, pool, self._listener(pool.config.name) if histograms else None)
+        return self._watched.add(pool, self._listener if histograms else None)
 
     def _listener(self, name: str) -> Callable[[Event], None]:
         observe = {metric: histogram.labels(name).observe for metric, histogram in self._histograms.items()}
@@ -105,20 +107,15 @@ class _PoolCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         pools = list(self._watched)
-        count = GaugeMetricFamily(_translated(COUNT.name), COUNT.description, labels=[_POOL_NAME, _STATE])
-        for name, _config, state in pools:
-            for which, number in counts(state):
-                count.add_metric([name, which], number)
-        yield count
-        for metric, read in GAUGES:
-            gauge = GaugeMetricFamily(_translated(metric.name), metric.description, labels=[_POOL_NAME])
-            for name, config, state in pools:
-                gauge.add_metric([name], read(config, state))
-            yield gauge
-        timeouts = CounterMetricFamily(_translated(TIMEOUTS.name), TIMEOUTS.description, labels=[_POOL_NAME])
-        for name, _config, state in pools:
-            timeouts.add_metric([name], state.statistics.gets_timed_out)
-        yield timeouts
+        for metric, kind, by, values in OBSERVED:
+            labels = [_POOL_NAME] if by is None else [_POOL_NAME, _translated(by)]
+            name = _translated(metric.name) + ("_seconds" if metric.unit == "s" else "")
+            make = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
+            family = make(name, metric.description, labels=labels)
+            for pool, reading in pools:
+                for which, value in values(reading).items():
+                    family.add_metric([pool] if by is None else [pool, which], value)
+            yield family
         for histogram in self._histograms.values():
             yield from histogram.collect()
 

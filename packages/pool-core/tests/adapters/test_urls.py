@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import traceback
+from urllib.parse import quote
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pool_core.adapters import URL, Host, Secret, check_text
 
 SECRET = "s3cr3tcanary"
@@ -42,6 +45,33 @@ def test_hosts_are_read_without_urllib(text: str, hosts: tuple[Host, ...]) -> No
     url = read(text, several_hosts=True)
     assert url.hosts == hosts
     assert all(read(f"demo://{host}".replace("%", "%25")).hosts == (host,) for host in hosts if "/" not in host.name)
+
+
+TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+
+
+@given(user=TEXT, password=TEXT, value=TEXT)
+@example(user="%", password=":@/?#%", value="&=+ ")
+def test_whatever_is_percent_encoded_comes_back(user: str, password: str, value: str) -> None:
+    """With the standard library's own quote()."""
+    url = read(f"demo://{quote(user, safe='')}:{quote(password, safe='')}@h?key={quote(value, safe='')}")
+    assert (url.user, url.password, url.query) == (user, Secret(password), (("key", value),))
+
+
+@given(before=st.text(max_size=6), after=st.text(max_size=6), rest=st.text("@/?#:%[], ab1=&\n", max_size=12))
+@example(before="", after="", rest="%\n")
+@example(before="[", after="]", rest="")
+@example(before="1/", after="", rest="")
+def test_whatever_is_around_a_password_its_error_does_not_quote_it(before: str, after: str, rest: str) -> None:
+    """Nobody escapes a password on the first try."""
+    try:
+        url = read(f"demo://u:{before}{SECRET}{after}{rest}@h/x", several_hosts=True)
+    except ValueError as error:
+        assert SECRET not in "".join(traceback.format_exception(error))
+    else:
+        assert url.password is not None
+        assert SECRET in url.password.reveal()
+        assert SECRET not in repr(url)
 
 
 def test_what_is_missing_is_none_or_empty() -> None:

@@ -95,7 +95,7 @@ def test_a_single_outcome_or_a_function_answers_every_call() -> None:
 
 
 def test_a_swallowed_cancel_ends_as_its_script_says() -> None:
-    """Drivers on wait_for lose a cancel and return, or lose it and go on waiting, or can not be cancelled at all."""
+    """Drivers on wait_for lose a cancel and return, or lose it and go on waiting, or cannot be cancelled at all."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -198,8 +198,8 @@ def test_a_subclass_keeps_its_own_verbs() -> None:
         (lambda: ScriptedManager(conect=OK), "conect: no verb of a manager"),
         (lambda: ScriptedManager(without=["connect"]), "only reset, terminate, is_transient can be left out"),
         (lambda: ScriptedManager(without=["reset"], reset=OK), "reset: left out, and yet given a script"),
-        (lambda: ScriptedManager(has_broken=Delay(1)), "has_broken is synchronous and can not wait: Delay"),
-        (lambda: ScriptedManager(terminate=[OK, NEVER]), "terminate is synchronous and can not wait: NEVER"),
+        (lambda: ScriptedManager(has_broken=Delay(1)), "has_broken is synchronous and cannot wait: Delay"),
+        (lambda: ScriptedManager(terminate=[OK, NEVER]), "terminate is synchronous and cannot wait: NEVER"),
     ],
 )
 def test_a_wrong_script_is_refused_when_it_is_given(make: Any, message: str) -> None:

@@ -322,7 +322,7 @@ async def test_more_than_the_proxy_holds_meets_back_pressure_and_is_not_lost(
 
 
 def test_a_server_that_is_down_looks_like_a_reset() -> None:
-    """A proxy can not refuse what the kernel has accepted already."""
+    """A proxy cannot refuse what the kernel has accepted already."""
 
     async def main() -> None:
         with socket.socket() as closed:

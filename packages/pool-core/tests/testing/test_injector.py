@@ -243,7 +243,7 @@ def test_any_awaitable_can_be_under_test() -> None:
 
 
 def test_a_scenario_that_never_ends_or_never_injects_is_named() -> None:
-    """A sweep that can not end, and one that tries nothing, are mistakes of the test."""
+    """A sweep that cannot end, and one that tries nothing, are mistakes of the test."""
 
     async def endless(inject: Injector) -> None:
         async def body() -> None:

@@ -80,6 +80,16 @@ class AwaitedHasBroken(Base):
         return False
 
 
+class AwaitedJudge(Base):
+    async def judge(self, exc: Exception, conn: Any) -> Any:
+        return None
+
+
+class JudgesWithoutItsConnection(Base):
+    def judge(self, exc: Exception) -> Any:
+        return None
+
+
 class CloseWithoutItsConnection(Base):
     async def close(self) -> None:
         """Of what?"""
@@ -785,7 +795,9 @@ WRONG = [
     (NoHasBroken, "protocol", "the manager has no method has_broken"),
     (MisspeltReset, "protocol", "resett looks like a misspelt reset"),
     (AwaitedHasBroken, "protocol", "has_broken is an async def: it must be a plain def"),
-    (CloseWithoutItsConnection, "protocol", r"close can not be called with 1 positional argument"),
+    (AwaitedJudge, "protocol", "judge is an async def: it must be a plain def"),
+    (JudgesWithoutItsConnection, "protocol", r"judge cannot be called with 2 positional argument"),
+    (CloseWithoutItsConnection, "protocol", r"close cannot be called with 1 positional argument"),
     (ConnectsWhenMade, "protocol", "making a manager opened a connection"),
     (NeedsLoopWhenMade, "protocol", "making a manager without a running loop failed: RuntimeError: no running event"),
     (ForgetsReturn, "connect_and_use", "is_valid of a new connection is None instead of True.*a forgotten return"),
@@ -818,7 +830,7 @@ WRONG = [
     (FailsByCancel, "connect_errors", "connect raised CancelledError though nobody had cancelled it"),
     (FailsByExit, "connect_errors", "connect raised BaseExceptionGroup.* which is no Exception"),
     (WrongPasswordMayHeal, "bad_credentials", "a wrong password: is_transient.* is not False: retrying will not help"),
-    (CanNotTell, "bad_credentials", "can not be told from a server that is down: add is_transient"),
+    (CanNotTell, "bad_credentials", "cannot be told from a server that is down: add is_transient"),
     (LeaksOnCancel, "cancelled_connect", "connect was cancelled and left something open"),
     (LeaksOnCancel, "silent_server", "connect to a silent server was cancelled and left something open"),
     (ConnectCanNotBeCancelled, "silent_server", "connect to a silent server did not end after two cancels"),

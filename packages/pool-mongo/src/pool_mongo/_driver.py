@@ -44,7 +44,7 @@ class Driver(Protocol[Client, Session]):
         ...
 
     def is_dirty(self, session: Session) -> bool:
-        """Whether a new session is needed, since `wipe` can not make this one good."""
+        """Whether a new session is needed, since `wipe` cannot make this one good."""
         ...
 
     def wipe(self, session: Session, options: Mapping[str, Any]) -> Awaitable[None] | None:

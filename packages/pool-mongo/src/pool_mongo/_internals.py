@@ -49,7 +49,7 @@ def understood(client: Any, session: Any | None = None) -> bool:
 
 
 def is_closed(client: Any) -> bool:
-    """Whether the client has been closed: nothing public says so. Where it can not be told, a ping will."""
+    """Whether the client has been closed: nothing public says so. Where it cannot be told, a ping will."""
     return bool(getattr(client, "_closed", False))
 
 

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar, cast
 
 import pymongo
-from pool_core import Verdict
+from pool_core import ReplaceConnection, Verdict
 from pool_core.adapters import dropping_on_failure, is_transient, judge
 from pymongo.client_session import TransactionOptions  # type: ignore[attr-defined]
 from pymongo.errors import InvalidOperation, PyMongoError, ServerSelectionTimeoutError
@@ -168,6 +168,9 @@ class _Manager(Generic[Client, Session]):
         )
 
     async def _close_client(self, client: Client) -> None:
+        some = cast("Any", client)
+        if not some.topology_description.has_readable_server(some.read_preference):
+            _internals.abandon(self._driver.core(client))  # else the driver waits for a server to end its sessions on
         with pymongo.timeout(self._ping_timeout):  # it talks to the server, and would wait for a hung one for long
             await self._driver.close(client)
 
@@ -467,7 +470,8 @@ class ClientManager(_Manager[Client, Session]):
     async def _free(self, client: Client) -> None:
         await self._prove(client)
         if _internals.is_busy(self._driver.core(client)):
-            raise ConnectionError("the last borrower's operation still runs on this client, so it is not lent on")
+            # As after a cancel: no fault of the server's, and no reason for a warning.
+            raise ReplaceConnection("the last borrower's operation still runs on this client")
 
     async def close(self, client: Client, /) -> None:
         """End the client's server sessions, and close it."""

@@ -82,6 +82,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
     _clean: tuple[bytes | None, ...] = ()  # the answer to STATE when the connection was new
     _python_side: Mapping[str, Any] = MappingProxyType({})
     _settings = b""  # the query that sets what a reset does not bring back, and checks database and role
+    _both_packets = b""  # COM_RESET_CONNECTION and that query
     _good_reply = b""  # the replies to a reset after which STATE was seen to be `_clean`; empty before the first
     _good_status = 0  # the server status in them
     _key_is_given = False  # server_public_key is a setting, not what the server sent
@@ -220,7 +221,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
                 f"the login method {self._server_auth_plugin} encrypts the password with RSA on a connection without TLS, "
                 "which needs the package cryptography: install cryptography, or set ssl=True"
             )
-        number, text = error.args[0], None
+        number, text = error.args[0] if error.args else None, None
         if isinstance(error.__cause__, ssl.SSLCertVerificationError):
             number = _SSL_CONNECTION_ERROR
             text = (
@@ -242,7 +243,12 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
         }
         self._clean = await self._read_state()
         self._result, self._affected_rows = None, 0
-        self._settings = settings_statement(self._clean, self.sql_mode, self.autocommit_mode).encode()
+        # The second statement numbers the last packet of the reply with 2: so that the answer to an earlier command, which
+        # nobody has read, cannot pass for it.
+        settings = settings_statement(self._clean, self.sql_mode, self.autocommit_mode)
+        self._settings = f"{settings}; DO 0".encode()
+        commands = (bytes([_COM_RESET_CONNECTION]), bytes([_COM_QUERY]) + self._settings)
+        self._both_packets = b"".join(len(command).to_bytes(4, "little") + command for command in commands)
 
     def _restore_python_side(self) -> None:
         self.__dict__.update(self._python_side)
@@ -252,9 +258,12 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
     async def _read_state(self) -> tuple[bytes | None, ...]:
         self.__dict__.update(use_unicode=False, decoders={})
         try:
-            row: tuple[bytes | None, ...] = (await self._ask(STATE))[0]
+            rows = await self._ask(STATE)
         finally:
             self._restore_python_side()
+        if not rows:
+            raise SessionStateError("an answer to an earlier command was on its way")
+        row: tuple[bytes | None, ...] = rows[0]
         return row
 
     async def _reset_in_one_write(self, pipelining: Pipelining) -> bytes:
@@ -263,13 +272,11 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
         self._result = None
         self.half_read = True
         try:
-            self._writer.write(
-                b"\1\0\0\0\x1f" + (len(self._settings) + 1).to_bytes(4, "little") + b"\3" + self._settings
-            )
+            self._writer.write(self._both_packets)
             reply: bytes = await self._read_bytes(len(self._good_reply))
             if reply == self._good_reply:
                 self.server_status = self._good_status
-            else:  # two replies are at least as long as two OK packets: read them one by one
+            else:  # replies with an error in them are longer: read them one by one
                 self._reader._buffer[:0] = reply
                 reply = await self._reset_reply() + await self._settings_reply()
         except BaseException:
@@ -281,7 +288,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
 
     async def _reset_reply(self) -> bytes:
         try:
-            return await self._read_ok()
+            return await self._read_oks()
         except aiomysql.MySQLError as error:
             if error.args[0] != _UNKNOWN_COMMAND:
                 raise
@@ -293,14 +300,14 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
 
     async def _settings_reply(self) -> bytes:
         try:
-            return await self._read_ok()
+            return await self._read_oks()
         except aiomysql.MySQLError as error:
             if error.args[0] != _UNKNOWN_COLLATION:
                 raise
         await self._ask("; ".join(way_back(self._clean)))
         await self._execute_command(_COM_QUERY, self._settings)
         try:
-            return await self._read_ok()
+            return await self._read_oks()
         except aiomysql.MySQLError as error:
             if error.args[0] != _UNKNOWN_COLLATION:
                 raise
@@ -326,13 +333,18 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
             packet.read_uint8()
             await self._process_auth(packet.read_string(), packet)
 
-    async def _read_ok(self) -> bytes:
-        """Read one OK packet, and return it with its header."""
+    async def _read_oks(self) -> bytes:
+        """Read the OK packets of one reply, and return them with their headers."""
         self._next_seq_id = 1
-        packet = await self._read_packet()
-        self.server_status = OKPacketWrapper(packet).server_status
-        data: bytes = packet.get_all_data()
-        return len(data).to_bytes(3, "little") + b"\1" + data
+        reply = b""
+        more = True
+        while more:
+            packet = await self._read_packet()
+            ok = OKPacketWrapper(packet)
+            data = packet.get_all_data()
+            reply += len(data).to_bytes(3, "little") + bytes([self._next_seq_id - 1]) + data
+            self.server_status, more = ok.server_status, ok.has_next
+        return reply
 
     async def _ask(self, sql: str) -> Any:
         """Run statements and return the rows of the last one."""

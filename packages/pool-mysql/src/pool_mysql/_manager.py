@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import configparser
 from collections.abc import Awaitable
 from typing import Any, Final, Literal
 
@@ -87,9 +88,12 @@ class MySQLConnectionManager:
             ImportError, TypeError, ValueError: a package is missing; a credential is of no use.
         """
         settings = await self._settings.resolved()
-        _check_password(settings.get("password") or "")
         kind = TestConnection if self._test_transaction else Connection
-        conn = kind(loop=asyncio.get_running_loop(), **settings)
+        try:
+            conn = kind(loop=asyncio.get_running_loop(), **settings)
+        except configparser.Error as error:  # whose text quotes the file
+            raise ValueError(f"read_default_file is not an option file ({type(error).__name__})") from None
+        _check_password(conn._password)  # also that of an option file
         await conn.open()
         return conn
 

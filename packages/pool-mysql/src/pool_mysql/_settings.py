@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import ssl as tls
 from collections.abc import Mapping
 from typing import Any, Final
@@ -115,6 +116,10 @@ class Settings(adapters.Settings):
         charset = values.get("charset") or "utf8mb4"
         if charset_by_name(charset) is None:
             raise ValueError(f"charset={charset!r}: expected a character set that the driver knows, such as utf8mb4")
+
+        options = values.get("read_default_file")
+        if options and not os.path.isfile(os.path.expanduser(options)):  # noqa: PTH111, PTH113 - as the driver does
+            raise ValueError(f"read_default_file={options!r}: there is no such file, and the driver would ignore that")
 
     def place(self) -> str:
         values = self.values

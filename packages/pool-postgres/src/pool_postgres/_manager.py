@@ -1,7 +1,8 @@
-"""The verbs of the pool for PostgreSQL, spoken through asyncpg."""
+"""The manager: asyncpg's connections for pool-core."""
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -34,9 +35,9 @@ _STANDBYS: Final = ("standby", "read-only", "prefer-standby")
 
 
 class PostgresConnectionManager:
-    """Opens, tests, wipes and closes asyncpg connections, for ``pool_core.Pool``.
+    """Opens, validates, resets and closes asyncpg connections, for ``pool_core.Pool``.
 
-    The lent object is an ``asyncpg.Connection`` (of a class derived from it, see ``cancel_timeout``).
+    A lease yields an ``asyncpg.Connection`` (of a class derived from it, see ``cancel_timeout``).
 
     Args:
         dsn: ``postgresql://user:password@host:port/database?option=value``, also with several hosts. None: keywords,
@@ -86,7 +87,8 @@ class PostgresConnectionManager:
         self._close_open_transactions = open_transaction == "close"
         self._test_transaction = test_transaction
         self._driver_is_known = True
-        self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakSet[Connection]]
+        self._connections = weakref.WeakKeyDictionary()
         self._use(PostgresSettings(dsn, connect_kwargs))
         if reset is None:
             reset = "none" if self._settings.values.get("pgbouncer") else "safe"
@@ -133,7 +135,7 @@ class PostgresConnectionManager:
             if self._test_transaction:
                 await conn.transaction().start()
                 await conn.execute(f"SAVEPOINT {_SAVEPOINT}")
-        self._connections.add(conn)
+        self._connections.setdefault(asyncio.get_running_loop(), weakref.WeakSet()).add(conn)
         return conn
 
     async def is_valid(self, conn: Connection, /) -> bool:
@@ -153,7 +155,7 @@ class PostgresConnectionManager:
         )
 
     async def close(self, conn: Connection, /) -> None:
-        """Say goodbye, and wait until the server has closed its side."""
+        """Close the session, and wait until the server has closed its side."""
         await conn.close()
 
     def terminate(self, conn: Connection, /) -> None:
@@ -161,13 +163,13 @@ class PostgresConnectionManager:
         _internals.drop(conn)
 
     def reset(self, conn: Connection, /) -> Awaitable[None] | None:
-        """Wipe what ``reset`` names, roll back an open transaction, wait for a cut-off query.
+        """Reset what ``reset`` names, roll back an open transaction, wait for a cut-off query.
 
         None only with ``reset="none"``, where none of it is needed.
         """
         if not self._driver_is_known:
             raise RuntimeError(
-                f"asyncpg {asyncpg.__version__} differs from what pool-postgres knows, so that no connection can be wiped "
+                f"asyncpg {asyncpg.__version__} differs from what pool-postgres knows, so that no connection can be reset "
                 "for certain and each is closed after use: install a version that pool-postgres allows"
             )
         _internals.forget_borrower(conn, transaction=not self._test_transaction, listeners=self._reset != "none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
@@ -105,12 +106,15 @@ class PostgresSettings(Settings):
     def check(self, values: Mapping[str, Any]) -> None:
         """Refuse now what asyncpg would refuse at the first connect, or send to the server."""
         super().check(values)
-        _KEYWORDS.check({name: value for name, value in values.items() if name not in {"dsn", "pgbouncer"}})
-        for host in _listed(values.get("host")):
+        _KEYWORDS.check(self._keywords)
+        hosts, ports = _listed(values.get("host")), _listed(values.get("port"))
+        for host in hosts:
             check_text("host", host, space=str(host).startswith("/"))
         check_text("database", values.get("database"))
-        for port in _listed(values.get("port")):
+        for port in ports:
             integer(1, 65535).check("port", int(port) if isinstance(port, str) and port.isdecimal() else port)
+        if hosts and len(ports) > 1 and len(ports) != len(hosts):
+            raise ValueError(f"{len(ports)} ports for {len(hosts)} host(s): expected one port, or one for each host")
         if isinstance(mode := values.get("ssl"), str) and mode not in _SSL_MODES:
             raise ValueError(
                 f"ssl={mode!r}: expected one of {', '.join(map(repr, _SSL_MODES))}, a bool or an SSLContext"
@@ -127,9 +131,8 @@ class PostgresSettings(Settings):
     def place(self) -> str:
         """Hosts and database."""
         values = self.values
-        hosts, ports = list(_listed(values.get("host"))), list(_listed(values.get("port")))
-        ports = ports if len(ports) == len(hosts) else ports * len(hosts)
-        shown = [Host(*pair) for pair in zip(hosts, ports, strict=True)] if ports else [Host(host) for host in hosts]
+        hosts, ports = _listed(values.get("host")), _listed(values.get("port")) or (None,)
+        shown = [Host(*pair) for pair in zip(hosts, itertools.cycle(ports), strict=False)]
         return f"postgresql://{','.join(map(str, shown))}/{values.get('database', '')}"
 
     @property
@@ -169,7 +172,7 @@ def _translated(given: dict[str, Any]) -> dict[str, Any]:
         seconds = given.pop("connect_timeout")
         given["timeout"] = seconds if seconds > 0 else None  # as for libpq
     if given.get("pgbouncer"):
-        given["statement_cache_size"] = 0
+        given.setdefault("statement_cache_size", 0)
     if only := {name: given.pop(name) for name in _ONLY_IN_URL if name in given}:
         given["dsn"] = f"postgresql:///?{urlencode(only)}"
     return given

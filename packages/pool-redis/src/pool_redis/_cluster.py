@@ -216,7 +216,7 @@ class RedisClusterConnectionManager:
                 return True  # that is an answer, too
         for connection in sockets:
             await connection.send_command("PING", check_health=False)
-        return all([await pong(connection) for connection in sockets])
+        return all([await _answered(connection) for connection in sockets])
 
     def has_broken(self, client: LeasedRedisCluster, /) -> bool:
         """See whether a node's connection is dead, out of step or held on to, or the client was changed. No I/O."""
@@ -259,6 +259,13 @@ class RedisClusterConnectionManager:
                 f"the cluster is down: cluster_state is {facts.get('cluster_state')}, "
                 f"{facts.get('cluster_slots_ok')} of 16384 slots are served"
             )
+
+
+async def _answered(connection: TrackedConnection) -> bool:
+    try:
+        return await pong(connection)
+    except NoPermissionError:
+        return True
 
 
 def _given(nodes: Iterable[Address] | None, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import copy
 import functools
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from pool_core import ReplaceConnection
 from redis.asyncio.client import Redis
 from redis.asyncio.connection import AbstractConnection, ConnectionPoolInterface
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -174,7 +175,7 @@ class TrackedConnection(Marks, AbstractConnection):
     async def clean(self) -> None:
         """Take back what the borrower changed, in one round trip. Raises when the server does not agree."""
         if self.dirt >= self.limit:
-            raise RedisError("the last borrower changed this session beyond repair")
+            raise ReplaceConnection("the last borrower changed this session beyond repair")
         commands = self.undo()
         await self.send_packed_command(self.pack_commands(commands))
         for _ in commands:

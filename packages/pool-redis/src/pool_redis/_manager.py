@@ -50,7 +50,7 @@ _TRANSIENT: Final = ErrorTable(
     ((TryAgainError, ClusterDownError), True, "TRYAGAIN, CLUSTERDOWN, MASTERDOWN: a cluster or replica heals"),
     (OutOfMemoryError, True, "OOM: keys expire"),
 )
-_VERDICTS: Final = ErrorTable(
+VERDICTS: Final = ErrorTable(
     (ReadOnlyError, Verdict.RETIRE_ALL, "READONLY: the primary has become a replica"),
     (MasterDownError, Verdict.RETIRE_ALL, "MASTERDOWN: it is a replica now, and its primary is away"),
     (
@@ -74,7 +74,7 @@ def is_transient(exc: Exception, /) -> bool:
 
 def judge(exc: Exception, client: object, /) -> Verdict:
     """Tell what an error means for connections: a server that has become a replica retires all of them."""
-    return judged(exc, _VERDICTS)
+    return judged(exc, VERDICTS)
 
 
 class RedisConnectionManager:
@@ -88,8 +88,8 @@ class RedisConnectionManager:
             or ``valkey://`` and ``valkeys://`` in the place of the first two; redis-py's options may follow as a query.
             What is special in a name or password is percent-encoded.
         options: redis-py's own connection options, passed on as they are (``host="localhost"``, ``port=6379``,
-            ``db=0``, ``username`` and ``password``, which may be callables, sync or async, ``credential_provider``, ``protocol=2`` or ``3``,
-            ``decode_responses=False``, ``socket_timeout=5`` s, ``ssl_ca_certs`` ...; ``ssl=True`` for TLS). They beat
+            ``db=0``, ``username`` and ``password``, which may be callables, sync or async, ``credential_provider``,
+            ``protocol=2`` or ``3``, ``decode_responses=False``, ``socket_timeout=5`` s, ``ssl_ca_certs`` ...; ``ssl=True`` for TLS). They beat
             the URL's. Refused are ``retry`` and its like, since a lease never reconnects, and the options of
             redis-py's pools.
 
@@ -100,6 +100,8 @@ class RedisConnectionManager:
     A connect sends redis-py's handshake and one PING, so that a server that wants a password, is still loading or is
     no Redis at all shows at once.
     """
+
+    _may_ping: bool = True
 
     def __init__(self, url: str | None = None, /, **options: Any) -> None:
         self._settings = Settings(url, named(options))
@@ -118,6 +120,7 @@ class RedisConnectionManager:
             ValueError, TypeError: as when the manager is made; then nothing has changed.
         """
         self._settings = self._settings.updated(url, named(options))
+        self._may_ping = True
 
     async def connect(self) -> LeasedRedis:
         """Open one connection, shake hands, and see that it answers.
@@ -130,7 +133,7 @@ class RedisConnectionManager:
 
     async def is_valid(self, client: LeasedRedis, /) -> bool:
         """PING; never reconnects, as redis-py would."""
-        return client.tracked.is_connected and await _answers(client.tracked)
+        return client.tracked.is_connected and await self._answers(client.tracked)
 
     has_broken = staticmethod(is_broken)
 
@@ -160,12 +163,34 @@ class RedisConnectionManager:
         """The encoder of new connections."""
         return self._settings.sample().encoder
 
+    async def _answers(self, connection: TrackedConnection) -> bool:
+        if not self._may_ping:
+            # Every user may say HELLO, and without an argument it changes nothing; each PING would be in ACL LOG.
+            dirt = connection.dirt
+            await connection.send_command("HELLO", check_health=False)
+            await connection.read_response()
+            connection.dirt = dirt
+            return True
+        await connection.send_command("PING", check_health=False)
+        try:
+            return await pong(connection)
+        except NoPermissionError:
+            self._may_ping = False
+            return True
+
     async def _open(self, connection: TrackedConnection, settings: Settings) -> LeasedRedis:
         # Between the socket and the return there is no await that is not under this `try`: redis-py itself leaves a
         # connection open when it is cancelled in a credential provider, or fails with an error that is not its own.
         try:
             with dropping_on_failure(connection.drop):
-                await _shake_hands(connection, settings)
+                if settings.uses_tls:
+                    await _connect_with_tls(connection)
+                else:
+                    await connection.connect()  # type: ignore[no-untyped-call]
+                if not await self._answers(connection):
+                    raise WrongServer(
+                        f"what answers at {settings.place()} is not Redis: its answer to PING is not PONG"
+                    )
                 connection.seal()
                 return LeasedRedis(connection_pool=Pin(connection, connection.encoder, settings.public()))
         except Exception as error:
@@ -175,26 +200,16 @@ class RedisConnectionManager:
         raise failure  # out here, where the error that shows a secret is not its context
 
 
-async def _shake_hands(connection: TrackedConnection, settings: Settings) -> None:
-    if settings.uses_tls:
-        await _connect_with_tls(connection)
-    else:
-        await connection.connect()  # type: ignore[no-untyped-call]
-    if not await _answers(connection):
-        raise WrongServer(f"what answers at {settings.place()} is not Redis: its answer to PING is not PONG")
-
-
-async def _answers(connection: TrackedConnection) -> bool:
-    await connection.send_command("PING", check_health=False)
-    return await pong(connection)
-
-
 async def pong(connection: TrackedConnection) -> bool:
-    """Read the reply to PING. A server that does not let this user say PING, or has renamed it, answers too."""
+    """Read the reply to PING. A server that has renamed it answers, too.
+
+    Raises:
+        NoPermissionError: this user may not say PING.
+    """
     try:
         return await connection.read_response() in (b"PONG", "PONG")
     except NoPermissionError:
-        return True
+        raise
     except ResponseError as error:
         if str(error).lower().startswith(("unknown command", "err unknown command")):
             return True

@@ -8,13 +8,13 @@ import random
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
 from pool_core import Verdict
-from pool_core.adapters import dropping_on_failure
+from pool_core.adapters import ErrorTable, dropping_on_failure, judge
 from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 
 from ._internals import LeasedRedis, Pin, TrackedConnection, is_broken
-from ._manager import RedisConnectionManager, WrongServer, presentable
+from ._manager import VERDICTS, RedisConnectionManager, WrongServer, presentable
 from ._settings import Address, Settings, check_pairs, named, read_several
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ _SENTINEL_PORT: Final = 26379
 _FORM: Final = "redis+sentinel://user:password@sentinel:26379,sentinel/service/0"
 _PATIENCE: Final = 1.0  # seconds for a sentinel to answer: there are others
 _SILENCE: Final = 30.0
+_OF_REPLICAS: Final = ErrorTable(
+    (ReadOnlyError, Verdict.KEEP, "READONLY: it is a replica, as it should be"),
+    (MasterDownError, Verdict.CLOSE, "MASTERDOWN: the next connection takes a replica that is in step"),
+)
 _AWAY: Final = frozenset({"s_down", "o_down", "disconnected"})
 
 
@@ -203,9 +207,7 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
         """As the base class's; but a replica refuses writes by its nature, and without its master another one serves."""
         if client.tracked.writes:
             return super().judge(exc, client)
-        if isinstance(exc, ReadOnlyError):
-            return Verdict.KEEP
-        return Verdict.CLOSE if isinstance(exc, MasterDownError) else super().judge(exc, client)
+        return judge(exc, lambda error: _OF_REPLICAS(error) or VERDICTS(error))
 
     async def follow(self, pool: Pool[LeasedRedis]) -> None:
         """Listen to the sentinels and evict the old generation the moment they name another master. Never returns.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Final, TypeAlias
 from urllib.parse import urlencode
 
-from pool_core.adapters import URL, Secret, boolean, did_you_mean
+from pool_core.adapters import URL, Secret, boolean, check_text, did_you_mean
 from pool_core.adapters import Settings as BaseSettings
 from redis.asyncio.connection import (
     AbstractConnection,
@@ -74,6 +74,8 @@ class Settings(BaseSettings):
         """Let redis-py look at the options: a connection that is not connected does no I/O."""
         super().check(values)
         _refuse_foreign(values)
+        check_text("host", values.get("host"), space=False)
+        check_text("path", values.get("path"))
         if "path" in values and not values["path"]:
             raise ValueError("a unix socket needs a path: unix:///run/redis.sock, or path='/run/redis.sock'")
         db, port = values.get("db"), values.get("port")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL  # type: ignore[attr-defined, unused-ignore]
 
-from ._session import SAVEPOINT, Watch, statements, verb_of
+from ._session import SAVEPOINT, Watch, boundary, statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -348,21 +348,21 @@ class WatchedConnection(aiosqlite.Connection):
             target = fn.__self__  # type: ignore[attr-defined]
             cursor = target if isinstance(target, sqlite3.Cursor) else raw.cursor()
             for statement in statements(args[0]):
-                if (verb := verb_of(statement)) is not None:
-                    self._in_savepoint(verb, cursor.execute)
+                if (word := boundary(statement)) is not None:
+                    self._in_savepoint(word, cursor.execute)
                 else:
                     cursor.execute(statement)
             return cursor
-        if args and (verb := verb_of(args[0])) is not None:
-            return self._in_savepoint(verb, fn)
+        if args and (word := boundary(args[0])) is not None:
+            return self._in_savepoint(word, fn)
         return fn(*args, **kwargs)
 
-    def _in_savepoint(self, verb: Literal["BEGIN", "COMMIT", "ROLLBACK"], execute: Callable[..., Any]) -> Any:
-        if verb == "BEGIN" and self.begun:
+    def _in_savepoint(self, word: Literal["BEGIN", "COMMIT", "ROLLBACK"], execute: Callable[..., Any]) -> Any:
+        if word == "BEGIN" and self.begun:
             msg = "cannot start a transaction within a transaction"
             raise sqlite3.OperationalError(msg)  # as SQLite says it
-        self.begun = verb == "BEGIN"
-        if verb == "ROLLBACK":
+        self.begun = word == "BEGIN"
+        if word == "ROLLBACK":
             return execute(f"ROLLBACK TO {SAVEPOINT}", ())
         execute(f"RELEASE {SAVEPOINT}", ())
         return execute(f"SAVEPOINT {SAVEPOINT}", ())

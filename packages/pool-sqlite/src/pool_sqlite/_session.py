@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["SAVEPOINT", "Watch", "statements", "verb_of"]
+__all__ = ["SAVEPOINT", "Watch", "statements", "boundary"]
 
 _WRITES: Final = frozenset({sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE})
 # PRAGMAs that take an argument and change nothing, or the file, which is no session's. All others are noted: a list of
@@ -22,8 +22,8 @@ _HARMLESS_PRAGMAS: Final = frozenset(
     }
 )
 SAVEPOINT: Final = "pool_sqlite_test"
-_VERB = re.compile(
-    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?P<verb>BEGIN|COMMIT|END|ROLLBACK)\b(?!\s+(?:TRANSACTION\s+)?TO\b)",
+_BOUNDARY = re.compile(
+    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?P<word>BEGIN|COMMIT|END|ROLLBACK)\b(?!\s+(?:TRANSACTION\s+)?TO\b)",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -62,13 +62,13 @@ class Watch:
         return pragma in _HARMLESS_PRAGMAS or (pragma == "journal_mode" and argument.lower() == "wal")
 
 
-def verb_of(statement: object) -> Literal["BEGIN", "COMMIT", "ROLLBACK"] | None:
-    if not isinstance(statement, str) or (match := _VERB.match(statement)) is None:
+def boundary(statement: object) -> Literal["BEGIN", "COMMIT", "ROLLBACK"] | None:
+    if not isinstance(statement, str) or (match := _BOUNDARY.match(statement)) is None:
         return None
-    verb = match["verb"].upper()
-    if verb == "BEGIN":
+    word = match["word"].upper()
+    if word == "BEGIN":
         return "BEGIN"
-    return "ROLLBACK" if verb == "ROLLBACK" else "COMMIT"
+    return "ROLLBACK" if word == "ROLLBACK" else "COMMIT"
 
 
 def statements(script: str) -> Iterator[str]:

@@ -99,7 +99,7 @@ class SqliteSettings(Settings):
         super().check(values)
         if "name" not in values:
             raise TypeError(f"database is None: expected a str or a path, as in {_FORM}")
-        _OPTIONS.check({name: value for name, value in values.items() if name not in {"name", "target"}})
+        _OPTIONS.check(self._keywords)
         if "busy_timeout" in values and "timeout" in values:
             raise ValueError("busy_timeout (milliseconds) and timeout (seconds) set the same thing: give one of them")
         if self.in_memory and values.get("wal"):

@@ -13,7 +13,7 @@ from pool_core._manager import Verdict
 from pool_core.adapters import judge
 
 from ._errors import VERDICTS, heals, with_the_file
-from ._session import SAVEPOINT, Watch, statements, verb_of
+from ._session import SAVEPOINT, Watch, statements, boundary
 from ._settings import SqliteSettings
 
 if TYPE_CHECKING:
@@ -116,13 +116,13 @@ class SqliteConnection(sqlite3.Connection):
 
     # -- what its manager calls
 
-    def in_savepoint(self, verb: Literal["BEGIN", "COMMIT", "ROLLBACK"], execute: Callable[..., Any]) -> Any:
+    def in_savepoint(self, word: Literal["BEGIN", "COMMIT", "ROLLBACK"], execute: Callable[..., Any]) -> Any:
         """Let BEGIN, COMMIT and ROLLBACK work on a savepoint: the transaction around it is never ended."""
-        if verb == "BEGIN" and self._begun:
+        if word == "BEGIN" and self._begun:
             msg = "cannot start a transaction within a transaction"
             raise sqlite3.OperationalError(msg)  # as SQLite says it
-        self._begun = verb == "BEGIN"
-        if verb == "ROLLBACK":
+        self._begun = word == "BEGIN"
+        if word == "ROLLBACK":
             return execute(f"ROLLBACK TO {SAVEPOINT}", ())
         execute(f"RELEASE {SAVEPOINT}", ())
         return execute(f"SAVEPOINT {SAVEPOINT}", ())
@@ -205,8 +205,8 @@ class _TestCursor(sqlite3.Cursor):
     connection: SqliteConnection
 
     def execute(self, sql: str, *args: Any) -> Any:
-        if (verb := verb_of(sql)) is not None:
-            self.connection.in_savepoint(verb, super().execute)
+        if (word := boundary(sql)) is not None:
+            self.connection.in_savepoint(word, super().execute)
             return self
         return super().execute(sql, *args)
 

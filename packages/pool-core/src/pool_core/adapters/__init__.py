@@ -3,11 +3,13 @@
 Nothing here knows a driver. ``docs/adapter.md`` has an adapter that uses all of it.
 """
 
+from pool_core._text import check_text
+
 from ._errors import ErrorTable, dropping_on_failure, is_transient, judge
 from ._options import Kind, Options, boolean, choice, did_you_mean, integer, number, text
 from ._secrets import Credential, Secret, ask, check_credential
 from ._settings import Settings
-from ._url import URL, Host, check_text
+from ._url import URL, Host
 
 __all__ = [
     "URL",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
-from ._url import check_text
+from pool_core._text import check_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -163,6 +162,8 @@ def choice(*words: str) -> Kind[str]:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for a misspelt name, or ``""`` when nothing is near."""
+    import difflib  # rarely needed
+
     by_lower = {one.lower(): one for one in known}
     near = difflib.get_close_matches(name.lower(), by_lower, 1, 0.6)
     return f"; did you mean {by_lower[near[0]]!r}?" if near else ""

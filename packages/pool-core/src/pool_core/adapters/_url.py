@@ -5,23 +5,22 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
+
+from pool_core._text import check_text
 
 from ._secrets import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["URL", "Host", "check_text"]
-
-Text = TypeVar("Text", str, "str | None")
+__all__ = ["URL", "Host"]
 
 _ESCAPE: Final = (
     "percent-encode what is special in a user name, password, path or option: "
     "/ is %2F, ? is %3F, # is %23, @ is %40, : is %3A, % is %25"
 )
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 _BAD_PERCENT: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*")
 
@@ -111,30 +110,6 @@ class URL:
 
     def __repr__(self) -> str:
         return f"{self.scheme}://{','.join(map(str, self.hosts))}{self.path}"
-
-
-def check_text(name: str, value: Text, *, space: bool = True) -> Text:
-    """Refuse control characters, and white space around a text: a mounted secret often ends with a line break.
-
-    Args:
-        name: what the text is, for the error message: ``"host"``.
-        value: the text, which is returned; None is returned as it is.
-        space: allow spaces within the text. False: a host name, for example, has none.
-
-    Raises:
-        TypeError: it is neither a str nor None.
-        ValueError: the text has one of these characters. The message does not quote it.
-    """
-    if value is None:
-        return value
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is of type {type(value).__name__}: expected a str")
-    if value.endswith(("\n", "\r")):
-        raise ValueError(f"{name} ends with a line break: remove it, as with .strip() after reading a file")
-    if _CONTROL.search(value) or value != value.strip() or (not space and any(sign.isspace() for sign in value)):
-        advice = "remove it, or percent-encode it (a space is %20)" if name == "the URL" else "remove it"
-        raise ValueError(f"{name} has white space or a control character where none can be: {advice}")
-    return value
 
 
 def _decoded(what: str, part: str) -> str:

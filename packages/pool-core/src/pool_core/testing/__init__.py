@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from pool_core.testing._clock import LeftoverError, StuckError, VirtualTimeLoop, run, settle
-from pool_core.testing._conformance import Lab, ManagerConformance, Probe
+from pool_core.testing._conformance import ManagerConformance
 from pool_core.testing._fakes import (
     NEVER,
     OK,
@@ -36,6 +36,7 @@ from pool_core.testing._injector import (
     acancel_everywhere,
     cancel_everywhere,
 )
+from pool_core.testing._lab import Lab, Probe
 from pool_core.testing._proxy import Direction, FaultProxy
 
 __all__ = [

@@ -237,7 +237,7 @@ def run(
             exception that nobody retrieved, a callback that raised), are errors. Either way tasks are cancelled.
 
     Raises:
-        StuckError: the program can not go on; it names the tasks that wait.
+        StuckError: the program cannot go on; it names the tasks that wait.
         LeftoverError: see ``strict``.
     """
     loop = VirtualTimeLoop(start=start, real_wait=real_wait, time_limit=time_limit)

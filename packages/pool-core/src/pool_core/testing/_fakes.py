@@ -209,7 +209,7 @@ class SwallowCancel(Outcome):
     """The call loses cancels, as drivers do that go through ``wait_for`` on Python 3.11.
 
     Args:
-        times: how many cancels it loses; the last of them ends the wait. ``math.inf``: it can not be cancelled at all.
+        times: how many cancels it loses; the last of them ends the wait. ``math.inf``: it cannot be cancelled at all.
         then: what happens then: ``OK``, the call succeeds in spite of its cancel; ``NEVER``, it goes on waiting until
             the next cancel, which it obeys.
         seconds: how long it waits when nobody cancels it.
@@ -331,7 +331,7 @@ class _Script:
     def _check(self, outcome: object) -> None:
         if self._synchronous and isinstance(outcome, Outcome) and outcome is not OK:
             raise TypeError(
-                f"{self._verb} is synchronous and can not wait: {outcome!r}; give OK, a value or an exception"
+                f"{self._verb} is synchronous and cannot wait: {outcome!r}; give OK, a value or an exception"
             )
 
 

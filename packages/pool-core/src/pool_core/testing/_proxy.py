@@ -309,7 +309,7 @@ class FaultProxy:
             await asyncio.sleep(delay)
             await self._loop.create_connection(lambda: _Side(link, "to_client", _Link.pump), *self._target)
         except OSError:
-            link.reset()  # a proxy can not refuse what it has accepted
+            link.reset()  # a proxy cannot refuse what it has accepted
 
     def _end_all(self, end: Callable[[_Link], None], *, new: bool) -> None:
         def end_all() -> None:

@@ -11,6 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from pool_core._errors import PoolWarning
+from pool_core._hooks import WARNING
 from pool_core._manager import Verdict
 from pool_core._messages import label
 from pool_core._slot import Slot
@@ -344,7 +345,7 @@ class Calls(Generic[C]):
         """Nothing more can be done about this one."""
         shell = self._shell
         shell.state.counters.abandoned += 1
-        shell.hooks.note("%s: %s was abandoned: it ended neither by itself nor by terminate", what)
+        shell.hooks.note(WARNING, "%s was abandoned: it ended neither by itself nor by terminate", what)
 
     def warn_of_lost_settings(self) -> None:
         """Warn once where on_connect sets what the first reset takes away again."""

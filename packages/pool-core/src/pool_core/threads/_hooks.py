@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pool_core._hooks import Hooks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pool_core._config import PoolConfig
     from pool_core._statistics import Counters
 
@@ -30,7 +32,7 @@ class ThreadHooks(Hooks):
     def __init__(self, config: PoolConfig, label: str, counters: Counters) -> None:
         self._own = _Own()
         super().__init__(config, label, counters)
-        self._queue: deque[tuple[Any, str | None]] = deque()
+        self._queue: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._words = self._queue  # type: ignore[assignment]
         self._turn = threading.Lock()
 
@@ -53,24 +55,7 @@ class ThreadHooks(Hooks):
         while self._queue and self._turn.acquire(blocking=False):
             try:
                 while self._queue:
-                    self._tell_one(*self._queue.popleft())
+                    say, what = self._queue.popleft()
+                    say(*what)
             finally:
                 self._turn.release()
-
-    def note(self, message: str, *args: object) -> None:
-        """Write a warning to the log, later."""
-        self._queue.append((_Note(message, args), "note"))
-
-    def _tell_one(self, subject: Any, what: str | None) -> None:
-        if isinstance(subject, _Note):
-            self.log(subject.message, *subject.args)
-        else:
-            super()._tell_one(subject, what)
-
-
-class _Note:
-    __slots__ = ("args", "message")
-
-    def __init__(self, message: str, args: tuple[object, ...]) -> None:
-        self.message = message
-        self.args = args

@@ -20,6 +20,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from pool_core import _messages as messages
+from pool_core._hooks import WARNING
 from pool_core._messages import THREADS
 
 from . import _primitives
@@ -346,7 +347,8 @@ def _at_exit() -> None:
         try:
             shell.life.close(EXIT_TIMEOUT / len(left))
         except Exception as error:  # noqa: BLE001 - the other pools must be closed too
-            shell.hooks.log("%s: closing at the end of the program failed: %s", type(error).__name__)
+            shell.hooks.note(WARNING, "closing at the end of the program failed: %s", type(error).__name__)
+            shell.hooks.tell()
     for shell in left:
         warnings.warn(
             f"{messages.label(shell.config)} was open at the end of the program: use 'with pool:', or 'pool.close()'",

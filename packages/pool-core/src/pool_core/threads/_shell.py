@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pool_core import _messages as messages
 from pool_core._errors import PoolError, ReplaceConnection
+from pool_core._hooks import INFO
 from pool_core._manager import Verdict
 from pool_core._messages import THREADS
 from pool_core._repair import repair
@@ -197,7 +198,7 @@ class Shell(Generic[C]):
         assert isinstance(approval, Approval)
         if error is None:
             if self._outage and self.config.error_sink is None:
-                self.hooks.note("%s: connecting works again, after %d failures", self._outage)
+                self.hooks.note(INFO, "connecting works again, after %d failures", self._outage, phase="connect")
             self._outage = 0
             slot = state.put(approval, conn, now, self._lifetime())
             if self.hooks.listeners:
@@ -212,7 +213,7 @@ class Shell(Generic[C]):
             self.hooks.emit(self.events().ConnectFailed(error))
         self._outage += 1
         if self._outage == 1 or self.config.error_sink is not None:
-            self.hooks.report(error, "connecting failed")
+            self.hooks.report(error, "connecting failed", phase="connect")
         if self.life.stage == "opening" and not (call.transient and self.config.retry_connection):
             self.life.end_opening(Outcome("failed", error))  # first, so that no further attempt begins for it
         state.connect_failed(approval, error, now, transient=call.transient, jitter=_random())
@@ -393,7 +394,9 @@ class Shell(Generic[C]):
     def evict(self, now: float, chosen: set[Slot[C]] | None) -> int:
         """Retire all, or these."""
         self.life.check_open()
-        return self.state.evict(chosen, now)
+        count = self.state.evict(chosen, now)
+        self.hooks.note(INFO, "evicted: %d open connections are retired", count)
+        return count
 
     def holders(self, now: float) -> list[Holder]:
         """Return the borrowers, and since when."""

@@ -158,7 +158,7 @@ def test_a_virtual_table_of_the_file_is_no_change(db: Any) -> None:
 
 
 def test_reading_a_pragma_is_no_change(db: Any) -> None:
-    """Those who only look, also with an argument, cost no wipe."""
+    """Those who only look, also with an argument, cost no reset."""
 
     async def look() -> None:
         async with db.connection() as (manager, conn):
@@ -241,7 +241,7 @@ def test_write_ahead_logging_switched_on_by_a_borrower_stays(db: Any) -> None:
 
 
 class Customizer:
-    """Sets up a bit of everything that a reset would wipe as a borrower's."""
+    """Sets up a bit of everything that a reset would undo as a borrower's."""
 
     async def on_connect(self, conn: aiosqlite.Connection) -> None:
         conn.row_factory = aiosqlite.Row
@@ -270,7 +270,7 @@ async def setting(db: Any, conn: aiosqlite.Connection) -> list[Any]:
 
 
 def test_what_a_customizer_sets_up_outlives_every_borrower(db: Any) -> None:
-    """PRAGMA foreign_keys in on_connect is the commonest customizer of all: wiped, it would be off unnoticed."""
+    """PRAGMA foreign_keys in on_connect is the commonest customizer of all: reset, it would be off unnoticed."""
 
     async def look() -> None:
         wanted = [(1,), ("extra",), ("kept",), (42,)]

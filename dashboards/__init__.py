@@ -1,0 +1,1 @@
+"""A Grafana dashboard and Prometheus alerts for pools, and how they are tried."""
