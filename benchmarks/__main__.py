@@ -17,6 +17,7 @@ from .suite import SERVERS, WORKLOADS, run_server
 
 EPILOG = f"""workloads over fake connections: {", ".join(WORKLOADS)}
 on real servers: {", ".join(SERVERS)}
+the pool for threads, with its own peers: threads (see `python -m benchmarks threads --help`)
 Words with a space are quoted. Without any: all of them."""
 
 
@@ -101,6 +102,11 @@ def measure_servers(names: list[str], runner: asyncio.Runner, *, quick: bool) ->
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["threads"]:
+        from . import threads
+
+        threads.main(sys.argv[2:])
+        return
     args = parse()
     if args.render:
         report.renew()

@@ -354,7 +354,7 @@ class Gets(Generic[C]):
     def _late(self, waited: float, limit: float, phase: Phase) -> PoolTimeout:
         """Make the error of a call beside the queue that took too long."""
         state = self._state
-        seen = messages.Picture(phase, messages.numbers(state), state.snapshot(), state.last_error)
+        seen = messages.Picture(phase, [messages.numbers(state)], state.snapshot(), state.last_error)
         return messages.timed_out(self._shell.config, seen, waited, limit)
 
     def _refusal(self, failure: Failure) -> BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from heapq import nsmallest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._errors import ForkedPool, PoolClosed, PoolDeadlock, PoolOverloaded, PoolTimeout, WrongEventLoop
 from ._hooks import text
@@ -22,16 +22,37 @@ if TYPE_CHECKING:
     from ._statistics import State
 
 
+class Words(NamedTuple):
+    """What differs in the texts of the two pools."""
+
+    holder: str  # what holds a connection
+    block: str
+    opening: str
+
+
+TASKS = Words("task", "async with pool:", "await pool.open()")
+THREADS = Words("thread", "with pool:", "pool.open()")
+
+
 class Picture:
     """The pool as it was when a get's time was up. One serves all gets whose time was up in the same look."""
 
-    __slots__ = ("cause", "phase", "state", "text")
+    __slots__ = ("_parts", "_text", "cause", "phase", "state")
 
-    def __init__(self, phase: Phase, text: str, state: State, cause: BaseException | None) -> None:
+    def __init__(self, phase: Phase, parts: list[str], state: State, cause: BaseException | None) -> None:
         self.phase: Phase = phase
-        self.text = text
+        self._parts = parts
+        self._text: str | None = None
         self.state = state
         self.cause = cause
+
+    @property
+    def text(self) -> str:
+        """All of it in words. Made when it is needed: the text of the cause is somebody else's code."""
+        if self._text is None:
+            cause = [] if self.cause is None else [f"last connect error: {text(self.cause)}"]
+            self._text = "; ".join(self._parts + cause)
+        return self._text
 
 
 def label(config: PoolConfig) -> str:
@@ -56,23 +77,23 @@ def phase_of(state: PoolState[Any], waiter: Waiter[Any] | None) -> Phase:
     return "connect" if state.connects or backs_off else "queue"
 
 
-def describe(state: PoolState[Any], phase: Phase, now: float, blocked: int) -> Picture:
+def describe(state: PoolState[Any], phase: Phase, now: float, blocked: int, words: Words = TASKS) -> Picture:
     """Say what a get whose time is up should know: the numbers, the holders, the last connect error."""
     parts = [numbers(state)]
     held = [slot for slot in state.slots if slot.holder is not None]
     if held:
-        parts.append("held longest: " + ", ".join(_held(slot, now) for slot in nsmallest(3, held, key=Slot.used_at)))
+        parts.append(
+            "held longest: " + ", ".join(_held(slot, now, words) for slot in nsmallest(3, held, key=Slot.used_at))
+        )
     if blocked:
         parts.append(f"holders that wait for another connection themselves: {blocked}")
     cause = state.last_error if state.connects or state.supply.has_room() else None  # else it was long ago
-    if cause is not None:
-        parts.append(f"last connect error: {text(cause)}")
-    return Picture(phase, "; ".join(parts), picture(state), cause)
+    return Picture(phase, parts, picture(state), cause)
 
 
-def _held(slot: Slot[Any], now: float) -> str:
-    """Say who holds a connection, and whether that task has ended without returning it."""
-    lost = " (the task has ended: lost?)" if slot.holder.done() else ""
+def _held(slot: Slot[Any], now: float, words: Words) -> str:
+    """Say who holds a connection, and whether that task or thread has ended without returning it."""
+    lost = f" (the {words.holder} has ended: lost?)" if slot.holder.done() else ""
     return f"#{slot.id} for {max(0.0, now - slot.stamp):.3g} s by {slot.holder.get_name()}{lost}"
 
 
@@ -88,12 +109,12 @@ def timed_out(config: PoolConfig, seen: Picture, waited: float, limit: float) ->
     return error
 
 
-def deadlocked(state: PoolState[Any], waited: float) -> PoolDeadlock:
+def deadlocked(state: PoolState[Any], waited: float, words: Words = TASKS) -> PoolDeadlock:
     """Make the error of a get that nothing could end."""
     names = sorted({slot.holder.get_name() for slot in state.slots})
     return PoolDeadlock(
-        f"{label(state.config)}: deadlock: each of its {len(state.slots)} connections is held by a task that waits for "
-        f"another one ({', '.join(names)}): do not get a second connection while holding one, or raise max_size; "
+        f"{label(state.config)}: deadlock: each of its {len(state.slots)} connections is held by a {words.holder} that "
+        f"waits for another one ({', '.join(names)}): do not get a second connection while holding one, or raise max_size; "
         f"{numbers(state)}",
         phase="queue",
         waited=waited,
@@ -109,11 +130,11 @@ def overloaded(state: PoolState[Any]) -> PoolOverloaded:
     )
 
 
-def closed(config: PoolConfig, stage: str) -> PoolClosed:
+def closed(config: PoolConfig, stage: str, words: Words = TASKS) -> PoolClosed:
     """Say in which way the pool is not open, and what to do."""
     how = {
-        "new": "is not open: use 'async with pool:', or 'await pool.open()' first",
-        "closed": "is closed: open it again with 'await pool.open()'",
+        "new": f"is not open: use '{words.block}', or '{words.opening}' first",
+        "closed": f"is closed: open it again with '{words.opening}'",
     }
     return PoolClosed(f"{label(config)} {how.get(stage, 'is closing')}")
 

@@ -11,6 +11,7 @@ from asyncio import current_task
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from ._check import check_manager
 from ._config import PoolConfig, PoolOptions, check_names, check_timeout
 from ._errors import BrokenConnection, PoolFull
 from ._lease import DedicatedConnection, PooledConnection
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Pool"]
 
 C = TypeVar("C")
-
-_REQUIRED = ("connect", "is_valid", "has_broken", "close")
-_OPTIONAL = ("reset", "terminate", "is_transient", "judge", "is_clean")
-_SYNCHRONOUS = ("has_broken", "terminate", "is_transient", "judge", "is_clean")
 
 _open_pools: weakref.WeakSet[Shell[Any]] = weakref.WeakSet()
 
@@ -56,7 +53,7 @@ class Pool(Generic[C]):
     def __init__(self, manager: ConnectionManager[C], /, **options: Unpack[PoolOptions[C]]) -> None:
         check_names(options)
         config = PoolConfig(**options)
-        _check_manager(manager)
+        check_manager(manager)
         self._shell = Shell(manager, config)
         # What the warm path needs stands one step away.
         self._state = self._shell.state
@@ -319,38 +316,3 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows
     os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _check_manager(manager: object) -> None:
-    """Refuse what is no manager, and warn of an optional verb that is nearly spelt right."""
-    who = type(manager).__name__
-    if isinstance(manager, type):
-        msg = f"manager: {manager.__name__} is a class: give an instance, Pool({manager.__name__}(...))"
-        raise TypeError(msg)
-    missing = [verb for verb in _REQUIRED if not callable(getattr(manager, verb, None))]
-    if missing:
-        near = [f"; did you mean {verb} by {found!r}?" for verb in missing if (found := _near(manager, verb))]
-        msg = f"manager: {who} has no method {', '.join(missing)}: a manager needs {', '.join(_REQUIRED)}"
-        raise TypeError(msg + "".join(near))
-    for verb in _SYNCHRONOUS:
-        if inspect.iscoroutinefunction(getattr(manager, verb, None)):
-            msg = f"manager: {who}.{verb} is a coroutine function: it must be an ordinary method that returns at once"
-            raise TypeError(msg)
-    for verb in _OPTIONAL:
-        if not callable(getattr(manager, verb, None)) and (found := _near(manager, verb)):
-            warnings.warn(
-                f"manager: {who} has {found!r}, but no {verb!r}: the pool looks for {', '.join(_OPTIONAL)}",
-                stacklevel=3,
-            )
-
-
-def _near(manager: object, verb: str) -> str | None:
-    """A public method of the manager whose name is nearly that of the verb."""
-    known = {*_REQUIRED, *_OPTIONAL}
-    names = [name for name in dir(manager) if not name.startswith("_") and name not in known]
-    names = [name for name in names if abs(len(name) - len(verb)) <= 2]
-    if not names:
-        return None
-    import difflib  # rarely needed
-
-    return next(iter(difflib.get_close_matches(verb, names, 1, 0.8)), None)

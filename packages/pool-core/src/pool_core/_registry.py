@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
     from ._manager import ConnectionManager
 
-__all__ = ["EXTRAS", "GROUP", "Claim", "claim_of", "claims", "manager_and_options", "scheme_of"]
+__all__ = ["EXTRAS", "GROUP", "THREADS_GROUP", "Claim", "claim_of", "claims", "manager_and_options", "scheme_of"]
 
 GROUP = "pool_core.managers"
 """The group of the entry points: the name is a scheme, the object a ``Callable[[str], ConnectionManager[Any]]``."""
+
+THREADS_GROUP = "pool_core.threads.managers"
+"""The same for managers of ``pool_core.threads``."""
 
 EXTRAS = {
     "postgresql": "postgres",
@@ -103,14 +106,14 @@ class Claim:
         return cast("Callable[[str], ConnectionManager[Any]]", made)
 
 
-def claims() -> list[Claim]:
+def claims(group: str = GROUP) -> list[Claim]:
     """Look for every claim of every installed distribution, sorted; nothing is imported and nothing remembered."""
     # A set: the same target twice in one distribution is one claim.
-    found = {Claim(name.lower(), _owner(dist), target) for name, target, dist in _declared()}
+    found = {Claim(name.lower(), _owner(dist), target) for name, target, dist in _declared(group)}
     return sorted(found, key=lambda claim: (claim.scheme, claim.distribution, claim.target))
 
 
-def scheme_of(url: str) -> str:
+def scheme_of(url: str, group: str = GROUP) -> str:
     """Read a URL's scheme, in lower case.
 
     Raises:
@@ -118,28 +121,32 @@ def scheme_of(url: str) -> str:
     """
     match = _SCHEME.match(url)
     # "user:password@host" and "localhost:5432" look like a scheme too: what no // follows must be a known one.
-    if match and (match[2] or (scheme := match[1].lower()) in EXTRAS or scheme in {c.scheme for c in claims()}):
+    if match and (match[2] or (scheme := match[1].lower()) in EXTRAS or scheme in {c.scheme for c in claims(group)}):
         return match[1].lower()
-    msg = f"the URL must begin with a scheme, as in 'postgresql://'; installed adapters: {_installed(claims())}"
+    msg = f"the URL must begin with a scheme, as in 'postgresql://'; installed adapters: {_installed(claims(group))}"
     raise ValueError(msg)
 
 
-def claim_of(scheme: str) -> Claim:
+def claim_of(scheme: str, group: str = GROUP) -> Claim:
     """Find the one claim to a scheme (in lower case).
 
     Raises:
         ValueError: nobody claims it, or more than one does.
     """
-    everybody = claims()
+    everybody = claims(group)
     claimants = [claim for claim in everybody if claim.scheme == scheme]
     if not claimants:
         # Installed while we run, within the file system's resolution of time: what the import system remembers of
         # the directories may be stale.
         importlib.invalidate_caches()
-        everybody = claims()
+        everybody = claims(group)
         claimants = [claim for claim in everybody if claim.scheme == scheme]
     if not claimants:
-        msg = f"no installed adapter claims the scheme {scheme!r}{_help(scheme)}; installed: {_installed(everybody)}"
+        threads = " for threads" if group == THREADS_GROUP else ""
+        msg = (
+            f"no installed adapter claims the scheme {scheme!r}{threads}{_help(scheme)}; "
+            f"installed: {_installed(everybody)}"
+        )
         raise ValueError(msg)
     if len(claimants) > 1:
         msg = (
@@ -150,7 +157,7 @@ def claim_of(scheme: str) -> Claim:
     return claimants[0]
 
 
-def manager_and_options(url: str) -> tuple[ConnectionManager[Any], PoolOptions[Any]]:
+def manager_and_options(url: str, group: str = GROUP) -> tuple[ConnectionManager[Any], PoolOptions[Any]]:
     """Make the manager for a URL, by the adapter that claims its scheme, and read the pool's options in its query.
 
     ``pool_*`` pairs are cut out of the text; the rest reaches the adapter byte for byte. The errors raised here show
@@ -167,15 +174,15 @@ def manager_and_options(url: str) -> tuple[ConnectionManager[Any], PoolOptions[A
         msg = f"the URL must be a str, not {type(url).__name__}"
         raise TypeError(msg)
     check_text("the URL", url)
-    claim = claim_of(scheme_of(url))
+    claim = claim_of(scheme_of(url, group), group)
     rest, options = _cut_options(url)
     return claim.load()(rest), options
 
 
-def _declared() -> list[tuple[str, str, Distribution | None]]:
+def _declared(group: str) -> list[tuple[str, str, Distribution | None]]:
     """Name, target and distribution of each entry point of the group."""
     try:
-        return [(point.name, point.value, point.dist) for point in entry_points(group=GROUP)]
+        return [(point.name, point.value, point.dist) for point in entry_points(group=group)]
     except ValueError:
         pass
     # Since Python 3.15 one malformed entry point, in whatever group of whatever distribution, hides all of them.
@@ -192,8 +199,8 @@ def _declared() -> list[tuple[str, str, Distribution | None]]:
             sections.read_string(dist.read_text("entry_points.txt") or "")
         except configparser.Error:
             continue
-        if sections.has_section(GROUP):
-            found += [(name, target, dist) for name, target in sections.items(GROUP)]
+        if sections.has_section(group):
+            found += [(name, target, dist) for name, target in sections.items(group)]
     return found
 
 

@@ -552,6 +552,13 @@ class PoolState(Generic[C]):
         """Return how many are in use."""
         return len(self.slots) - len(self.idle) - len(self.validating) - len(self.resetting)
 
+    def restore(self, now: float) -> None:
+        """Go on after a repair (see ``_repair.py``)."""
+        self.queue.pass_on()
+        if self.agenda.parked and self.idle.fresh:
+            self.agenda.start_clock(now)
+        self._serve(now)
+
     # -- inside
 
     def _serve(self, now: float) -> None:
@@ -612,19 +619,19 @@ class PoolState(Generic[C]):
 
     def close_one(self, slot: Slot[C], reason: CloseReason, *, terminate: bool = False) -> None:
         """Close or terminate a connection that is in no container but ``slots``."""
+        self.closing.add(slot)  # first: an interrupted thread must not leave it in no place at all
         slot.state = CLOSING
         slot.holder = None
         slot.mark = reason
         self._forget(slot, reason)
-        self.closing.add(slot)
         self.work.append((Order.TERMINATE if terminate else Order.CLOSE, slot))
 
     def _forget(self, slot: Slot[C], reason: CloseReason) -> None:
         del self.slots[slot]
+        self.counters.uses_gone += slot.uses
+        self.counters.closed[reason] += 1
         if reason is not CloseReason.POOL_CLOSED:  # else a borrower may still have it; the next open() forgets them
             self.extensions.pop(slot, None)
-        self.counters.closed[reason] += 1
-        self.counters.uses_gone += slot.uses
 
     def _dead(self, slot: Slot[C], reason: CloseReason, now: float, *, terminate: bool = False) -> None:
         """Close a dead connection; the first one makes those suspect that were not used since.

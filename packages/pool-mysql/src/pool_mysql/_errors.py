@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-import aiomysql
 from pool_core import Verdict
 from pool_core.adapters import ErrorTable
+from pymysql.err import MySQLError
 
 __all__ = ["PERMANENT", "VERDICTS"]
 
@@ -19,7 +19,7 @@ _WORDS: Final[dict[int | str | None, str]] = {1047: "WSREP", 1290: "read-only", 
 
 
 def _number(error: BaseException) -> int | str | None:
-    if not isinstance(error, aiomysql.MySQLError):
+    if not isinstance(error, MySQLError):
         return None
     number = error.args[0] if error.args else None
     return number if isinstance(number, int) else _FOREIGN

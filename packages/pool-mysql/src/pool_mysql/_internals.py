@@ -23,6 +23,17 @@ from pool_core import ReplaceConnection
 from pool_core.adapters import dropping_on_failure
 from pymysql.protocol import OKPacketWrapper
 
+from pool_mysql._session import (
+    ATTRIBUTES,
+    CONVERTERS,
+    STATE,
+    SessionStateError,
+    TLSRefusedError,
+    check_state,
+    settings_statement,
+    way_back,
+)
+
 __all__ = ["Connection", "Pipelining", "SessionStateError", "TLSRefusedError", "TestConnection"]
 
 _COM_QUERY: Final = 0x03
@@ -35,34 +46,6 @@ _WRONG_XA_STATE: Final = 1399
 _SSL_CONNECTION_ERROR: Final = 2026  # the number that MySQL's own client library has for it
 # The server's own error numbers; those of the client's side are 2000-2999.
 _CLIENT_ERRORS: Final = range(2000, 3000)
-
-# Roles came with MySQL 8.0 and MariaDB 10.0.5. Each server reads the comment meant for it, so that no version string has
-# to be parsed.
-_IF_ROLES: Final = "/*!80000 {0} */ /*M!100005 {0} */"
-# The state that a reset must bring back, or must find untouched.
-_STATE: Final = (
-    "SELECT CAST(DATABASE() AS BINARY), @@character_set_client, @@character_set_results, @@collation_connection, "
-    "@@sql_mode, @@autocommit " + _IF_ROLES.format(", CAST(CURRENT_ROLE() AS BINARY)")
-)
-_STATE_NAMES: Final = (
-    "DATABASE()", "character_set_client", "character_set_results", "collation_connection", "sql_mode", "autocommit",
-    "CURRENT_ROLE()",
-)  # fmt: skip
-
-# The Python side of a session: what a borrower may set on the connection itself, by methods or by assignment.
-_ATTRIBUTES: Final = (
-    "_charset", "_echo", "_encoding", "_local_infile", "autocommit_mode", "cursorclass", "init_command", "sql_mode",
-    "use_unicode",
-)  # fmt: skip
-_CONVERTERS: Final = ("decoders", "encoders")  # each is one dict for the whole process, in PyMySQL
-
-
-class TLSRefusedError(aiomysql.OperationalError):  # type: ignore[misc]
-    """The setting ``ssl`` demands TLS, and the server does not offer it. No login was sent."""
-
-
-class SessionStateError(aiomysql.OperationalError):  # type: ignore[misc]
-    """The server cannot reset sessions, or a reset did not bring back the state. The pool closes the connection."""
 
 
 class Pipelining:
@@ -96,11 +79,11 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
     _result: Any = None
     stream: asyncio.StreamWriter | None = None  # also after the driver has forgotten it, for `abort`
     half_read = False  # a reply is being read, or reading one has failed in the middle
-    _clean: tuple[bytes | None, ...] = ()  # the answer to _STATE when the connection was new
+    _clean: tuple[bytes | None, ...] = ()  # the answer to STATE when the connection was new
     _python_side: Mapping[str, Any] = MappingProxyType({})
     _settings = b""  # the query that sets what a reset does not bring back, and checks database and role
     _both_packets = b""  # COM_RESET_CONNECTION and that query
-    _good_reply = b""  # the replies to a reset after which _STATE was seen to be `_clean`; empty before the first
+    _good_reply = b""  # the replies to a reset after which STATE was seen to be `_clean`; empty before the first
     _good_status = 0  # the server status in them
     _key_is_given = False  # server_public_key is a setting, not what the server sent
 
@@ -255,41 +238,27 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
     async def _remember_session(self) -> None:
         """Note the state of the new connection, and prepare the query that brings it back."""
         self._python_side = {
-            **{name: getattr(self, name) for name in _ATTRIBUTES},
-            **{name: copy(getattr(self, name)) for name in _CONVERTERS},
+            **{name: getattr(self, name) for name in ATTRIBUTES},
+            **{name: copy(getattr(self, name)) for name in CONVERTERS},
         }
         self._clean = await self._read_state()
         self._result, self._affected_rows = None, 0
-        database, client, results, collation, _, _, *role = self._clean
-        # An IF with an unknown collation makes an error of what a reset leaves. One OK packet is cheaper than rows, and
-        # a SET with an error sets nothing. Literals in hex are bytes, whatever the character set is.
-        new = f"DATABASE() <=> {_hex(database)}"
-        if role:
-            new += f" AND CURRENT_ROLE() <=> {_hex(role[0])}"
-        settings = [
-            f"character_set_client={_quoted(client)}",
-            f"character_set_results={_quoted(results)}",
-            f"collation_connection=IF({new}, {_quoted(collation)}, 'of another database or role')",
-        ]
-        if self.sql_mode is not None:
-            settings.append(f"sql_mode={self.sql_mode}")
-        if self.autocommit_mode is not None:
-            settings.append(f"autocommit={self.autocommit_mode:d}")
         # The second statement numbers the last packet of the reply with 2: so that the answer to an earlier command, which
         # nobody has read, cannot pass for it.
-        self._settings = f"SET {', '.join(settings)}; DO 0".encode()
+        settings = settings_statement(self._clean, self.sql_mode, self.autocommit_mode)
+        self._settings = f"{settings}; DO 0".encode()
         commands = (bytes([_COM_RESET_CONNECTION]), bytes([_COM_QUERY]) + self._settings)
         self._both_packets = b"".join(len(command).to_bytes(4, "little") + command for command in commands)
 
     def _restore_python_side(self) -> None:
         self.__dict__.update(self._python_side)
-        for name in _CONVERTERS:
+        for name in CONVERTERS:
             self.__dict__[name] = copy(self._python_side[name])
 
     async def _read_state(self) -> tuple[bytes | None, ...]:
         self.__dict__.update(use_unicode=False, decoders={})
         try:
-            rows = await self._ask(_STATE)
+            rows = await self._ask(STATE)
         finally:
             self._restore_python_side()
         if not rows:
@@ -335,16 +304,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
         except aiomysql.MySQLError as error:
             if error.args[0] != _UNKNOWN_COLLATION:
                 raise
-        # COM_RESET_CONNECTION leaves the database and the role as they are.
-        database, client, *_ = self._clean
-        back = [f"SET character_set_client={_quoted(client)}"]  # that of the names below
-        if database is not None:
-            back.append(f"USE `{database.decode().replace('`', '``')}`")
-        for role in self._clean[6:]:
-            # MySQL returns a list of quoted roles, or the keyword NONE; MariaDB returns a bare name, or NULL.
-            ready = role is not None and (b"`" in role or role == b"NONE")
-            back.append(f"SET ROLE {role.decode() if ready and role else _quoted(role, nothing='NONE')}")
-        await self._ask("; ".join(back))
+        await self._ask("; ".join(way_back(self._clean)))
         await self._execute_command(_COM_QUERY, self._settings)
         try:
             return await self._read_oks()
@@ -357,13 +317,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
 
     async def _check_state(self) -> None:
         now = await self._read_state()
-        changed = [
-            f"{name} was {_shown(old)} and is {_shown(new)}"
-            for name, old, new in zip(_STATE_NAMES, self._clean, now, strict=False)
-            if old != new
-        ]
-        if changed:
-            raise SessionStateError(f"the reset of a session did not bring back its state: {', '.join(changed)}")
+        check_state(self._clean, now)
 
     async def _change_user(self) -> None:
         """Log in again on the same socket, as MySQL's mysql_change_user() does."""
@@ -422,15 +376,3 @@ class TestConnection(Connection):
     async def _run(self, sql: str) -> None:
         await self._execute_command(_COM_QUERY, sql)
         await self._read_ok_packet()
-
-
-def _quoted(name: bytes | None, *, nothing: str = "NULL") -> str:
-    return nothing if name is None else "'" + name.decode().replace("\\", "\\\\").replace("'", "''") + "'"
-
-
-def _hex(name: bytes | None) -> str:
-    return "NULL" if name is None else f"x'{name.hex()}'"
-
-
-def _shown(value: bytes | None) -> str:
-    return "NULL" if value is None else repr(value.decode(errors="replace"))

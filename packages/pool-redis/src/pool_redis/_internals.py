@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import copy
 import functools
-import math
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pool_core import ReplaceConnection
@@ -21,62 +20,19 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from ._marks import LOST, Marks, added
+
 try:
     from redis.himport import HImportRegistry
 except ImportError:  # before redis-py 8.1
     HImportRegistry = None  # type: ignore[assignment, misc]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from redis._parsers import Encoder
     from redis.asyncio.retry import Retry
     from redis.auth.token import TokenInterface
-
-# Session state that one more round trip takes back ...
-_WATCH, _MULTI, _SELECT, _NAME, _TRACKING, _NO_EVICT, _NO_TOUCH, _READONLY = (1 << bit for bit in range(8))
-# ... and what costs the connection: all bits from here on.
-_SUBSCRIBED: Final = 1 << 8
-_LOST: Final = 1 << 9
-CLEANABLE: Final = _SUBSCRIBED
-
-_KEPT = (0, 0)
-# What a command does to the session: (bits set, bits cleared). EXEC and DISCARD end a transaction even when they fail.
-_MARKS: Final[Mapping[str, tuple[int, int]]] = {
-    "WATCH": (_WATCH, 0),
-    "UNWATCH": (0, _WATCH),
-    "MULTI": (_MULTI, 0),
-    "EXEC": (0, _MULTI | _WATCH),
-    "DISCARD": (0, _MULTI | _WATCH),
-    "SELECT": (_SELECT, 0),
-    "READONLY": (_READONLY, 0),
-    "READWRITE": (0, _READONLY),
-    "ASKING": (_READONLY, 0),  # it holds for one command: READWRITE is one
-    **dict.fromkeys(["SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR"], (_SUBSCRIBED, 0)),
-    **dict.fromkeys(["AUTH", "HELLO", "RESET", "QUIT", "SYNC", "PSYNC", "REPLCONF", "HIMPORT"], (_LOST, 0)),
-}
-# CLIENT keeps more state with every release: a subcommand that is not known here costs the connection.
-_CLIENT_MARKS: Final[Mapping[str, tuple[int, int]]] = {
-    "SETNAME": (_NAME, 0),
-    "TRACKING": (_TRACKING, 0),
-    "CACHING": (_TRACKING, 0),
-    "NO-EVICT": (_NO_EVICT, 0),
-    "NO-TOUCH": (_NO_TOUCH, 0),
-    **dict.fromkeys(
-        ["GETNAME", "GETREDIR", "HELP", "ID", "INFO", "KILL", "LIST", "PAUSE", "TRACKINGINFO", "UNBLOCK", "UNPAUSE"],
-        _KEPT,
-    ),
-}
-
-
-# Where a command that may block says for how long: the index of that argument, and how many of it make a second.
-_LAST, _FIRST = -1, 1
-_BLOCKING: Final[Mapping[str, tuple[int, int]]] = {
-    **dict.fromkeys(["BLPOP", "BRPOP", "BRPOPLPUSH", "BLMOVE", "BZPOPMIN", "BZPOPMAX"], (_LAST, 1)),
-    **dict.fromkeys(["BLMPOP", "BZMPOP"], (_FIRST, 1)),
-    **dict.fromkeys(["WAIT", "WAITAOF"], (_LAST, 1000)),
-    **dict.fromkeys(["XREAD", "XREADGROUP"], (0, 1000)),  # after the word BLOCK
-}
 
 
 class Owner(Protocol):
@@ -86,7 +42,7 @@ class Owner(Protocol):
     def failed(self) -> None: ...
 
 
-class TrackedConnection(AbstractConnection):
+class TrackedConnection(Marks, AbstractConnection):
     """Mixed into one of redis-py's connections by :func:`tracked`.
 
     Attributes:
@@ -102,50 +58,12 @@ class TrackedConnection(AbstractConnection):
         writes: it was opened for writing: after the answer READONLY it leads to the wrong server.
     """
 
-    unanswered: int = 0
-    dirt: int = 0
-    blocking: float = 0.0
-    limit: int = CLEANABLE
-    sealed: bool = False
-    spoken: tuple[str, ...] = ()
     lease: Any = None
     owner: Owner | None = None
     role: str = ""
     writes: bool = True
     leftover: Callable[[], bool] | None = None
-    _blind: int = 0
     _strict_retry: Retry | None = None
-
-    def pack_command(self, *args: Any) -> list[bytes]:
-        """Pack one command, and note what it does to the session."""
-        packed = super().pack_command(*args)
-        self.unanswered += 1
-        self.dirt |= self._blind
-        words = _text(args[0]).upper().split(None, 2)  # "CLIENT SETNAME" and "SELECT 1" come in one piece, too
-        name = words[0] if words else ""
-        mark = _MARKS.get(name)
-        if mark is None:
-            if name == "CLIENT":
-                mark = _CLIENT_MARKS.get(_second(words, args), (_LOST, 0))
-            elif name == "SCRIPT" and _second(words, args) == "DEBUG":
-                mark = (_LOST, 0)
-            else:
-                if name in _BLOCKING and not self.dirt & _MULTI:  # within MULTI nothing blocks
-                    self.blocking += _seconds_blocked(name, args)
-                return packed
-        elif not self.sealed and (name == "AUTH" or (name == "HELLO" and len(args) > 2)):
-            self.spoken += (_text(args[-1]),)
-        self.dirt = (self.dirt | mark[0]) & ~mark[1]
-        return packed
-
-    def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
-        """Pack several; when one of them cannot be packed, none is sent."""
-        before = self.unanswered, self.dirt, self.blocking
-        try:
-            return super().pack_commands(commands)
-        except BaseException:
-            self.unanswered, self.dirt, self.blocking = before
-            raise
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         """Send. Redis-py's own way goes through wait_for: on Python 3.11 that can lose a cancel, and costs a task."""
@@ -174,7 +92,7 @@ class TrackedConnection(AbstractConnection):
         ``socket_timeout`` counts from the moment when the server is to answer: not while a command blocks.
         """
         if self.blocking and timeout is None and self.socket_timeout is not None:
-            usual, self.socket_timeout = self.socket_timeout, _sum(self.socket_timeout, self.blocking)
+            usual, self.socket_timeout = self.socket_timeout, added(self.socket_timeout, self.blocking)
         else:
             usual = None
         try:
@@ -182,21 +100,16 @@ class TrackedConnection(AbstractConnection):
                 disable_decoding, timeout, disconnect_on_error=disconnect_on_error, push_request=push_request
             )
         except ResponseError as error:
-            self._answered()
+            self.answered()
             if self.writes and isinstance(error, ReadOnlyError):
-                self.dirt |= _LOST
+                self.dirt |= LOST
             raise
         finally:
             if usual is not None:
                 self.socket_timeout = usual
         if reply is not None or timeout is None:
-            self._answered()
+            self.answered()
         return reply
-
-    def _answered(self) -> None:
-        self.unanswered -= 1
-        if not self.unanswered:
-            self.blocking = 0.0
 
     async def _connect(self) -> None:
         if self.sealed:
@@ -218,7 +131,7 @@ class TrackedConnection(AbstractConnection):
             self.dirt = dirt
             self.owner.opened(self)
         elif self.lease is not None:  # redis-py has reconnected for its user: younger than the pool believes
-            self.dirt |= _LOST
+            self.dirt |= LOST
 
     async def disconnect(self, nowait: bool = False, *details: Any, **more: Any) -> None:
         """Close the socket. With `nowait` redis-py does so after a failure, and at the end of a PubSub."""
@@ -227,25 +140,13 @@ class TrackedConnection(AbstractConnection):
         try:
             await super().disconnect(nowait, *details, **more)
         finally:
-            self._forget()
-
-    def _forget(self) -> None:
-        self.unanswered, self.dirt, self.blocking = 0, 0, 0.0
-
-    @property
-    def subscribed(self) -> bool:
-        """Whether messages may come in between."""
-        return bool(self.dirt & _SUBSCRIBED)
-
-    def spoil(self) -> None:
-        """Make sure that it is closed when it comes back."""
-        self.dirt |= _LOST
+            self.forget()
 
     def seal(self) -> None:
         """Begin to keep watch: the handshake is over."""
         self._look_around()
         self.sealed = True
-        self._forget()
+        self.forget()
         if HImportRegistry is not None:
             self.himport_registry = HImportRegistry()
 
@@ -255,7 +156,7 @@ class TrackedConnection(AbstractConnection):
             self.limit = 1  # what a handshake of the user's own has set, only that handshake can set again
         # A redis-py that keeps its input elsewhere leaves us blind: then a connection is used once.
         if not isinstance(getattr(self._reader, "_buffer", None), bytearray):
-            self._blind = _LOST
+            self._blind = LOST
         self.leftover = getattr(getattr(self._parser, "_reader", None), "has_data", None)  # hiredis
 
     def lend(self, lease: Any, retry: Retry | None) -> None:
@@ -271,28 +172,6 @@ class TrackedConnection(AbstractConnection):
             self.retry, self._strict_retry = self._strict_retry, None
         return lease
 
-    def undo(self) -> list[tuple[Any, ...]]:
-        """Commands that bring the session back to where the handshake left it."""
-        dirt = self.dirt
-        commands: list[tuple[Any, ...]] = []
-        if dirt & _MULTI:
-            commands.append(("DISCARD",))  # first, since until then everything is only queued; it unwatches, too
-        elif dirt & _WATCH:
-            commands.append(("UNWATCH",))
-        if dirt & _TRACKING:
-            commands.append(("CLIENT", "TRACKING", "OFF"))
-        if dirt & _SELECT:
-            commands.append(("SELECT", self.db or 0))
-        if dirt & _NAME:
-            commands.append(("CLIENT", "SETNAME", self.client_name or ""))
-        if dirt & _NO_EVICT:
-            commands.append(("CLIENT", "NO-EVICT", "OFF"))
-        if dirt & _NO_TOUCH:
-            commands.append(("CLIENT", "NO-TOUCH", "OFF"))
-        if dirt & _READONLY:
-            commands.append(("READWRITE",))
-        return commands
-
     async def clean(self) -> None:
         """Take back what the borrower changed, in one round trip. Raises when the server does not agree."""
         if self.dirt >= self.limit:
@@ -306,7 +185,7 @@ class TrackedConnection(AbstractConnection):
     def drop(self) -> None:
         """Close the socket at once: no goodbye, no waiting."""
         writer, self._reader, self._writer = self._writer, None, None
-        self._forget()
+        self.forget()
         self._parser.on_disconnect()  # type: ignore[no-untyped-call]
         if writer is not None:
             with contextlib.suppress(RuntimeError):  # its loop is closed
@@ -480,31 +359,3 @@ def is_out_of_step(connection: TrackedConnection) -> bool:
         or reader.exception() is not None
         or (connection.leftover is not None and connection.leftover())
     )
-
-
-def _text(word: object) -> str:
-    return word if isinstance(word, str) else bytes(word).decode("latin-1") if isinstance(word, bytes) else str(word)
-
-
-def _second(words: list[str], args: tuple[Any, ...]) -> str:
-    return words[1] if len(words) > 1 else _text(args[1]).upper() if len(args) > 1 else ""
-
-
-def _sum(timeout: float, blocking: float) -> float | None:
-    return None if blocking == math.inf else timeout + blocking
-
-
-def _seconds_blocked(name: str, args: tuple[Any, ...]) -> float:
-    """How long the server may wait before it answers; inf: for ever. What cannot be read the server refuses at once."""
-    words = [*_text(args[0]).split(), *map(_text, args[1:])]
-    place, per_second = _BLOCKING[name]
-    try:
-        if not place:
-            words = [
-                word.upper() for word in words[4 if name == "XREADGROUP" else 1 :]
-            ]  # GROUP, its name, the consumer
-            place = words.index("BLOCK", 0, words.index("STREAMS")) + 1
-        seconds = float(words[place]) / per_second
-    except (ValueError, IndexError):
-        return 0.0
-    return seconds if seconds > 0 else math.inf if seconds == 0 else 0.0

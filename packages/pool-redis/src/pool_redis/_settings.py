@@ -43,6 +43,9 @@ class Settings(BaseSettings):
 
     __slots__ = ()
 
+    kinds: ClassVar[tuple[type, type, type]] = (Connection, SSLConnection, UnixDomainSocketConnection)
+    base: ClassVar[type] = AbstractConnection
+    tracked: ClassVar[Any] = staticmethod(tracked)
     beside: ClassVar[frozenset[str]] = frozenset()
 
     credentials: ClassVar[tuple[str, ...]] = ("username", "password")
@@ -83,7 +86,7 @@ class Settings(BaseSettings):
         try:
             self._make(self.harmless(values))
         except TypeError as error:
-            raise TypeError(_unknown_option(str(error), _class(values))) from None
+            raise TypeError(_unknown_option(str(error), self._class(values))) from None
         except (RedisError, ValueError) as error:
             raise ValueError(f"redis-py refuses these settings: {error}") from None
 
@@ -95,7 +98,7 @@ class Settings(BaseSettings):
     @property
     def uses_tls(self) -> bool:
         """Whether TLS is wanted."""
-        return issubclass(_class(self.values), SSLConnection)
+        return issubclass(self._class(self.values), self.kinds[1])
 
     async def connection(self, **extra: Any) -> TrackedConnection:
         """Make a connection, not yet connected, with credentials that are asked for now."""
@@ -119,7 +122,19 @@ class Settings(BaseSettings):
         for name in ("db", "port"):
             if isinstance(rest.get(name), str):
                 rest[name] = int(rest[name])
-        return tracked(_class(options))(**rest)  # type: ignore[arg-type]  # mypy: AbstractConnection.__hash__
+        made: TrackedConnection = self.tracked(self._class(options))(**rest)
+        return made
+
+    def _class(self, options: Mapping[str, Any]) -> type[Any]:
+        plain, with_tls, unix = self.kinds
+        tls = options.get("ssl")
+        default = unix if "path" in options else with_tls if tls else plain
+        chosen = options.get("connection_class", default)
+        if not (inspect.isclass(chosen) and issubclass(chosen, self.base)):
+            raise TypeError(f"connection_class={chosen!r}: a subclass of {self.base.__module__}.{self.base.__name__}")
+        if tls is not None and bool(tls) != issubclass(chosen, with_tls):
+            raise ValueError(f"ssl={tls!r} contradicts the path or the connection_class")
+        return chosen
 
     def public(self) -> dict[str, Any]:
         """What a client asks its pool about; nothing secret."""
@@ -183,17 +198,6 @@ def _where(parts: URL) -> dict[str, Any]:
         **{name: value for name, value in found.items() if value is not None},
         **({"ssl": True} if _TLS[parts.scheme] else {}),
     }
-
-
-def _class(options: Mapping[str, Any]) -> type[AbstractConnection]:
-    tls = options.get("ssl")
-    default = UnixDomainSocketConnection if "path" in options else SSLConnection if tls else Connection
-    chosen = options.get("connection_class", default)
-    if not (inspect.isclass(chosen) and issubclass(chosen, AbstractConnection)):
-        raise TypeError(f"connection_class={chosen!r}: a subclass of redis-py's asyncio AbstractConnection")
-    if tls is not None and bool(tls) != issubclass(chosen, SSLConnection):
-        raise ValueError(f"ssl={tls!r} contradicts the path or the connection_class")
-    return chosen
 
 
 def _refuse_foreign(options: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import re
 import sqlite3
 import time
 import weakref
@@ -24,21 +23,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL  # type: ignore[attr-defined, unused-ignore]
 
+from ._session import SAVEPOINT, Watch, boundary, statements
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 __all__ = ["WatchedConnection"]
 
-_WRITES: Final = frozenset({sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE})
-# PRAGMAs that take an argument and change nothing, or the file, which is no session's. All others are noted: a list of
-# those that change the session would not be complete for the next SQLite.
-_HARMLESS_PRAGMAS: Final = frozenset(
-    {
-        *("application_id", "foreign_key_check", "foreign_key_list", "incremental_vacuum", "index_info", "index_list"),
-        *("index_xinfo", "integrity_check", "optimize", "quick_check", "table_info", "table_list", "table_xinfo"),
-        *("user_version", "wal_checkpoint"),
-    }
-)
 # What aiosqlite runs in the thread for its own methods. Anything else that goes there (set_authorizer, create_function,
 # setlimit, a function of the borrower's) may leave something behind.
 _HARMLESS_CALLS: Final = frozenset(
@@ -46,12 +37,6 @@ _HARMLESS_CALLS: Final = frozenset(
         *("_execute_fetchall", "_execute_insert", "_reset", "backup", "close", "commit", "cursor", "dumper", "execute"),
         *("executemany", "executescript", "fetchall", "fetchmany", "fetchone", "rollback"),
     }
-)
-
-_SAVEPOINT = "pool_sqlite_test"
-_BOUNDARY = re.compile(
-    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?P<word>BEGIN|COMMIT|END|ROLLBACK)\b(?!\s+(?:TRANSACTION\s+)?TO\b)",
-    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -111,37 +96,6 @@ class _Job:
             future.set_exception(result)
 
 
-class _Watch:
-    """SQLite's authorizer, called while a statement is prepared. It refers to no connection, so makes no cycle."""
-
-    __slots__ = ("_test", "borrowers", "noticed")
-
-    def __init__(self, *, test_transaction: bool) -> None:
-        self._test = test_transaction
-        self.noticed = False
-        self.borrowers: Callable[..., int] | None = None
-
-    def __call__(self, action: int, first: Any, second: Any, database: Any, source: Any) -> int:
-        if action == sqlite3.SQLITE_PRAGMA:
-            if second is not None and not self._is_harmless(first.lower(), second):
-                self.noticed = True
-        elif action in _WRITES:
-            if database == "temp":  # its schema is a table, too
-                self.noticed = True
-        elif action in {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}:
-            self.noticed = True
-        elif self._test and action == sqlite3.SQLITE_TRANSACTION:
-            return sqlite3.SQLITE_DENY  # whatever way it came: nothing ends the test transaction
-        if self.borrowers is not None:
-            return self.borrowers(action, first, second, database, source)
-        return sqlite3.SQLITE_OK
-
-    @staticmethod
-    def _is_harmless(pragma: str, argument: str) -> bool:
-        # Write-ahead logging belongs to the file; other journal modes belong to the session.
-        return pragma in _HARMLESS_PRAGMAS or (pragma == "journal_mode" and argument.lower() == "wal")
-
-
 def _set_up(reference: weakref.ref[WatchedConnection], _task: asyncio.Task[Any]) -> None:
     if (connection := reference()) is not None:
         connection.set_up()
@@ -176,7 +130,7 @@ class WatchedConnection(aiosqlite.Connection):
         self.unfinished = 0
         self.terminated = False
         self.watched = False
-        self._watch = _Watch(test_transaction=test_transaction)
+        self._watch = Watch(test_transaction=test_transaction)
         self.begun = False
         self._cursors: set[weakref.ref[sqlite3.Cursor]] = set()  # a WeakSet's len() costs more than all of needs_reset
         # What to go back to: as opened, or as a customizer has set it up (see `await_setup`).
@@ -357,7 +311,7 @@ class WatchedConnection(aiosqlite.Connection):
         self._raw = raw
         if self._test:
             raw.execute("BEGIN")
-            raw.execute(f"SAVEPOINT {_SAVEPOINT}")
+            raw.execute(f"SAVEPOINT {SAVEPOINT}")
         raw.set_authorizer(self._watch)
         self._attributes = self._read_attributes()
         self._autocommit = getattr(raw, "autocommit", None)
@@ -393,13 +347,13 @@ class WatchedConnection(aiosqlite.Connection):
             self._in_savepoint("COMMIT", raw.execute)
             target = fn.__self__  # type: ignore[attr-defined]
             cursor = target if isinstance(target, sqlite3.Cursor) else raw.cursor()
-            for statement in _statements(args[0]):
-                if (word := _boundary(statement)) is not None:
+            for statement in statements(args[0]):
+                if (word := boundary(statement)) is not None:
                     self._in_savepoint(word, cursor.execute)
                 else:
                     cursor.execute(statement)
             return cursor
-        if args and (word := _boundary(args[0])) is not None:
+        if args and (word := boundary(args[0])) is not None:
             return self._in_savepoint(word, fn)
         return fn(*args, **kwargs)
 
@@ -409,34 +363,14 @@ class WatchedConnection(aiosqlite.Connection):
             raise sqlite3.OperationalError(msg)  # as SQLite says it
         self.begun = word == "BEGIN"
         if word == "ROLLBACK":
-            return execute(f"ROLLBACK TO {_SAVEPOINT}", ())
-        execute(f"RELEASE {_SAVEPOINT}", ())
-        return execute(f"SAVEPOINT {_SAVEPOINT}", ())
+            return execute(f"ROLLBACK TO {SAVEPOINT}", ())
+        execute(f"RELEASE {SAVEPOINT}", ())
+        return execute(f"SAVEPOINT {SAVEPOINT}", ())
 
 
 def _ended(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _boundary(statement: object) -> Literal["BEGIN", "COMMIT", "ROLLBACK"] | None:
-    if not isinstance(statement, str) or (match := _BOUNDARY.match(statement)) is None:
-        return None
-    word = match["word"].upper()
-    if word == "BEGIN":
-        return "BEGIN"
-    return "ROLLBACK" if word == "ROLLBACK" else "COMMIT"
-
-
-def _statements(script: str) -> Iterator[str]:
-    statement = ""
-    for part in script.split(";"):
-        statement += part + ";"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
-    if statement.strip("; \t\r\n"):
-        yield statement.removesuffix(";")  # the last one may do without, or be wrong: SQLite will say so
 
 
 _alive: weakref.WeakSet[WatchedConnection] = weakref.WeakSet()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import weakref
-from typing import TYPE_CHECKING, Final, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from pool_core import ReplaceConnection, Verdict
-from pool_core.adapters import ErrorTable, dropping_on_failure, is_transient, judge
+from pool_core.adapters import dropping_on_failure, judge
 
+from ._errors import VERDICTS, heals, with_the_file
 from ._internals import WatchedConnection
 from ._settings import SqliteSettings
 
@@ -20,32 +21,6 @@ if TYPE_CHECKING:
     from ._settings import Database, SqliteOptions
 
 __all__ = ["SqliteConnectionManager"]
-
-_CODES: Final = "https://www.sqlite.org/rescode.html"
-
-
-def _code(exc: BaseException) -> str | None:
-    return getattr(exc, "sqlite_errorname", None) if isinstance(exc, sqlite3.Error) else None
-
-
-_HEALS: Final = ErrorTable(
-    (("SQLITE_BUSY*", "SQLITE_LOCKED*", "SQLITE_PROTOCOL*"), True, f"{_CODES}: somebody else holds a lock"),
-    (("SQLITE_INTERRUPT*", "SQLITE_NOMEM*", "SQLITE_FULL*"), True, f"{_CODES}: the machine is short of something"),
-    (sqlite3.Error, False, f"{_CODES}: a file that cannot be opened, or is no database"),
-    code=_code,
-)
-_VERDICTS: Final = ErrorTable(
-    # A file that was replaced or overwritten beneath the connections: new ones see the new file. Where the file really is
-    # corrupt, a new connection costs less than a millisecond.
-    (("SQLITE_CORRUPT*", "SQLITE_NOTADB*", "SQLITE_READONLY_DBMOVED"), Verdict.RETIRE_ALL, f"{_CODES}: not this file"),
-    # A connection to a file that may not be written stays so for its life, even when the file may be written again.
-    (
-        ("SQLITE_READONLY*", "SQLITE_IOERR*", "SQLITE_INTERNAL*"),
-        Verdict.CLOSE,
-        f"{_CODES}: what it has read may be wrong",
-    ),
-    code=_code,
-)
 
 
 class SqliteConnectionManager:
@@ -123,7 +98,7 @@ class SqliteConnectionManager:
                 await conn
                 await conn.execute_fetchall("PRAGMA schema_version")
         except sqlite3.Error as error:
-            raise _with_the_file(error, settings.place()) from error
+            raise with_the_file(error, settings.place()) from error
         conn.await_setup()
         return conn
 
@@ -188,9 +163,7 @@ class SqliteConnectionManager:
 
     def is_transient(self, exc: Exception, /) -> bool:
         """Tell locked, busy, out of memory or disk space (True) from a file that cannot be opened or is none (False)."""
-        if isinstance(exc, sqlite3.Error) and _code(exc) is None:  # sqlite3's own words
-            return "is locked" in str(exc)
-        return is_transient(exc, _HEALS)
+        return heals(exc)
 
     def judge(self, exc: Exception, conn: aiosqlite.Connection, /) -> Verdict:
         """Return what an error within a block means for connections.
@@ -198,13 +171,4 @@ class SqliteConnectionManager:
         RETIRE_ALL: SQLite finds another file, or none, where its own should be (SQLITE_CORRUPT, NOTADB,
         READONLY_DBMOVED). CLOSE: SQLITE_READONLY, IOERR, INTERNAL.
         """
-        return judge(exc, _VERDICTS)
-
-
-def _with_the_file(error: sqlite3.Error, place: str) -> sqlite3.Error:
-    """Make the same error with the name of the file, which SQLite never names."""
-    named = type(error)(f"{error}: {place!r}")
-    for name in ("sqlite_errorcode", "sqlite_errorname"):
-        if hasattr(error, name):
-            setattr(named, name, getattr(error, name))
-    return named
+        return judge(exc, VERDICTS)

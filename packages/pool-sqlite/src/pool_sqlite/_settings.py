@@ -137,14 +137,14 @@ class SqliteSettings(Settings):
         connection: sqlite3.Connection = sqlite3.connect(self.values["target"], uri=True, check_same_thread=False)
         return connection
 
-    def open(self) -> sqlite3.Connection:
-        """Open one connection, in the thread that will use it, and set it up.
+    def open(self, **forced: Any) -> sqlite3.Connection:
+        """Open one connection, in the thread that will use it, and set it up. ``forced`` options win over those given.
 
         Raises:
             sqlite3.Error: as sqlite3 raises it; NotSupportedError where the database refuses ``wal`` or
                 ``foreign_keys``.
         """
-        given = self.values
+        given = {**self.values, **forced}
         target = given.pop("target")
         uri = target != given.pop("name") or self.is_uri
         options = {name: value for name, value in given.items() if name not in _OWN}

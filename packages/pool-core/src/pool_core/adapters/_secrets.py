@@ -95,7 +95,31 @@ async def ask(name: str, credential: Credential | None) -> str | None:
         value = value()
         if inspect.isawaitable(value):
             value = await value
-        if not isinstance(value, str | Secret):
-            raise TypeError(f"the callable for {name} returned {type(value).__name__}: it must return a str")
+        _check_answer(name, value)
+    return _text(name, value)
+
+
+def ask_at_once(name: str, credential: Credential | None) -> str | None:
+    """As `ask`, for drivers without an event loop: a callable must be an ordinary function.
+
+    Raises:
+        TypeError, ValueError: as `ask`, and for a coroutine function.
+    """
+    value: object = credential
+    if callable(value):
+        value = value()
+        if inspect.iscoroutine(value):
+            value.close()
+            raise TypeError(f"the callable for {name} is a coroutine function: here it must be an ordinary function")
+        _check_answer(name, value)
+    return _text(name, value)
+
+
+def _check_answer(name: str, value: object) -> None:
+    if not isinstance(value, str | Secret):
+        raise TypeError(f"the callable for {name} returned {type(value).__name__}: it must return a str")
+
+
+def _text(name: str, value: object) -> str | None:
     check_credential(name, value)
     return value.reveal() if isinstance(value, Secret) else value  # type: ignore[return-value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ._secrets import Secret, ask, check_credential
+from ._secrets import Secret, ask, ask_at_once, check_credential
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,6 +90,14 @@ class Settings:
         for name in self.credentials:
             if name in values:
                 values[name] = await ask(name, values[name])
+        return {name: value.reveal() if isinstance(value, Secret) else value for name, value in values.items()}
+
+    def resolved_at_once(self) -> dict[str, Any]:
+        """As `resolved`, for drivers without an event loop: a callable credential must be an ordinary function."""
+        values = self.values
+        for name in self.credentials:
+            if name in values:
+                values[name] = ask_at_once(name, values[name])
         return {name: value.reveal() if isinstance(value, Secret) else value for name, value in values.items()}
 
     def _settle(self, from_url: Mapping[str, Any], keywords: Mapping[str, Any]) -> None:
