@@ -13,7 +13,7 @@ from pool_core._manager import Verdict
 from pool_core.adapters import judge
 
 from ._errors import VERDICTS, heals, with_the_file
-from ._session import SAVEPOINT, Watch, statements, boundary
+from ._session import SAVEPOINT, Watch, boundary, statements
 from ._settings import SqliteSettings
 
 if TYPE_CHECKING:
