@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["SAVEPOINT", "Watch", "statements", "boundary"]
+__all__ = ["SAVEPOINT", "Watch", "boundary", "statements"]
 
 _WRITES: Final = frozenset({sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE})
 # PRAGMAs that take an argument and change nothing, or the file, which is no session's. All others are noted: a list of
