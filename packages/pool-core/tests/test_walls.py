@@ -36,14 +36,14 @@ def _checking_only(tree: ast.Module, node: ast.AST) -> bool:
     )
 
 
-POLICY = ("_deadlock", "_slot", "_supply", "_queue", "_idle", "_agenda", "_state")
+POLICY = ("_deadlock", "_slot", "_supply", "_queue", "_idle", "_agenda", "_state", "_repair")
 """The modules that decide. The shell acts."""
 
 ARROWS = (
     *("_text", "_errors", "_statistics", "_events", "_manager", "_config"),
-    *("_slot", "_deadlock", "_supply", "_queue", "_idle", "_agenda", "_state"),
+    *("_slot", "_deadlock", "_supply", "_queue", "_idle", "_agenda", "_state", "_repair"),
     *("_hooks", "_call", "_messages", "_calls", "_lifecycle", "_gets", "_shell"),
-    *("_look", "_guard", "_lease", "_registry", "_pool"),
+    *("_look", "_guard", "_lease", "_registry", "_check", "_pool"),
 )
 """From the bottom to the top: what a module imports at run time stands before it."""
 

@@ -40,7 +40,10 @@ def repair(state: PoolState[C], now: float, waiters: Iterable[Waiter[C]], under_
     missing = counters.created + counters.added - len(state.slots) - sum(counters.closed.values())
     counters.closed[CloseReason.LEAKED] += missing
     state.agenda.due = now
-    state.restore(now)
+    state.queue.pass_on()
+    if state.agenda.parked and state.idle.fresh:
+        state.agenda.start_clock(now)
+    state._serve(now)
 
 
 def _repair_places(state: PoolState[C]) -> None:
@@ -111,7 +114,7 @@ def _repair_work(state: PoolState[C], under_way: Container[Any]) -> None:
     if state.is_open:
         for approval in [*state.connects]:
             if approval not in under_way:
-                state.connects.redeem(approval)  # `restore` begins another, if one is still needed
+                state.connects.redeem(approval)  # the end of the repair begins another, if one is still needed
         for slot, trial in state.validating.items():
             if slot not in under_way:
                 state.work.append((Order.CHECK if trial.bare else Order.TEST, slot))

@@ -483,9 +483,9 @@ class PoolState(Generic[C]):
 
     def detach(self, slot: Slot[C], now: float) -> None:
         """Remove a connection in use from the pool for good, open."""
-        slot.state = GONE
         slot.holder = None
         self._forget(slot, CloseReason.DETACHED)
+        slot.state = GONE
         self._serve(now)
 
     def reclaim(self, slot: Slot[C], now: float) -> None:
@@ -551,13 +551,6 @@ class PoolState(Generic[C]):
     def in_use(self) -> int:
         """Return how many are in use."""
         return len(self.slots) - len(self.idle) - len(self.validating) - len(self.resetting)
-
-    def restore(self, now: float) -> None:
-        """Go on after a repair (see ``_repair.py``)."""
-        self.queue.pass_on()
-        if self.agenda.parked and self.idle.fresh:
-            self.agenda.start_clock(now)
-        self._serve(now)
 
     # -- inside
 

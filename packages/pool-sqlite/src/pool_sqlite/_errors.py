@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from pool_core._manager import Verdict
+from pool_core import Verdict
 from pool_core.adapters import ErrorTable, is_transient
 
 __all__ = ["VERDICTS", "heals", "with_the_file"]

@@ -8,8 +8,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack, cast
 
-from pool_core._errors import ReplaceConnection
-from pool_core._manager import Verdict
+from pool_core import ReplaceConnection, Verdict
 from pool_core.adapters import judge
 
 from ._errors import VERDICTS, heals, with_the_file
