@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import warnings
 from typing import Any
 
 import pytest
@@ -122,7 +124,10 @@ def picture(pool: Pool[Conn], results: dict[str, list[str]]) -> Any:
 @pytest.fixture(autouse=True)
 def _quiet() -> Any:
     logging.disable(logging.CRITICAL)
-    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # a schedule that was seen before is left in the middle
+        yield
+        gc.collect()
     logging.disable(logging.NOTSET)
 
 
