@@ -59,11 +59,11 @@ def test_quickstart_runs_on_each_database(kind: str, run: Run, server: ServerFac
     assert "0 in use" in said
 
 
-@pytest.mark.parametrize("dialect", ["sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg", "mysql+aiomysql"])
-def test_sqlalchemys_sessions_share_the_pools_connections(dialect: str, run: Run, server: ServerFactory) -> None:
+@pytest.mark.parametrize("name", ["sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg", "mysql+aiomysql"])
+def test_sqlalchemys_sessions_share_the_pools_connections(name: str, run: Run, server: ServerFactory) -> None:
     """The example of the engine, on each driver."""
-    scheme = dialect.partition("+")[0]
-    url = f"{dialect}://"
+    scheme = name.partition("+")[0]
+    url = f"{name}://"
     if scheme != "sqlite":
         url = server("postgres" if scheme == "postgresql" else "mysql").url.replace(f"{scheme}://", url, 1)
     said = run("sqlalchemy_engine.py", DATABASE_URL=url)

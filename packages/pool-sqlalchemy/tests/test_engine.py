@@ -21,7 +21,7 @@ from pool_core import (
     PoolWarning,
     WrongEventLoop,
 )
-from pool_core.testing import FakeManager, FaultProxy
+from pool_core.testing import FakeManager, FaultProxy, Injector, acancel_everywhere
 from pool_mysql import MySQLConnectionManager
 from pool_postgres import PostgresConnectionManager
 from pool_postgres._postgres import RESETS
@@ -298,6 +298,29 @@ async def test_a_server_that_has_become_read_only_retires_all(server: ServerFact
         async with asyncio.timeout(5):
             while pool.state().statistics.connections_closed[CloseReason.EVICTED] < 3:
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.cancellation
+async def test_wherever_a_session_is_cancelled_no_connection_is_lost(url: str) -> None:
+    """At each await of checking out, executing, committing and closing, a cancel leaves a pool that serves."""
+
+    async def scenario(inject: Injector) -> None:
+        engine = create_async_engine(url, max_size=1, connection_timeout=10)
+        await one(engine)
+
+        async def session() -> None:
+            async with AsyncSession(engine) as opened, opened.begin():
+                await opened.execute(text("SELECT 1"))
+
+        await inject(session())
+        assert await one(engine) == 1
+        pool = pool_of(engine)
+        assert pool.state().in_use == 0
+        records: Any = engine.sync_engine.pool
+        assert not records._records
+        await engine.dispose()
+
+    assert await acancel_everywhere(scenario) > 3
 
 
 # --- events and the pool's face
