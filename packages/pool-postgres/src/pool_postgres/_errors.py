@@ -10,7 +10,7 @@ __all__ = ["heals"]
 
 
 def heals(exc: BaseException) -> bool | None:
-    """Tell whether the same connect may succeed later; None: not known here."""
+    """Return whether the same connection attempt may succeed later; None: not known here."""
     if isinstance(exc, OSError):
         return False if _internals.tls_was_refused(exc) or _internals.was_reading_settings(exc) else None
     if isinstance(exc, asyncpg.InterfaceError | asyncpg.InternalClientError):
