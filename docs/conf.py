@@ -26,6 +26,8 @@ autodoc_class_signature = "separated"
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 90
+# `Pool` in an annotation is that of pool_core or that of pool_core.threads: the text says which.
+suppress_warnings = ["ref.python"]
 
 html_theme = "furo"
 html_title = "pool-core"
