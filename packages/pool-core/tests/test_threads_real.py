@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pool_core.threads import Pool, PoolClosed, PoolError, PoolTimeout, PoolWarning
+from pool_core.threads import CloseReason, Pool, PoolClosed, PoolError, PoolTimeout, PoolWarning
 
 from .threads_helpers import Conn, Manager, Resetting, Terminating, adds_up
 
@@ -94,7 +94,7 @@ def test_64_threads_storm_8_connections(make: Any) -> None:
                 pool.resize(max_size=own.randrange(4, 9))
 
     with pool:
-        run_threads(*[lambda n=n: work(n) for n in range(64)])  # type: ignore[misc]
+        run_threads(*[lambda n=n: work(n) for n in range(64)])
         pool.resize(max_size=8)
         wait_for(lambda: (s := pool.state()).in_use + s.resetting + s.closing + s.opening + s.validating == 0)
         adds_up(pool)
@@ -149,7 +149,7 @@ def test_a_dropped_lease_costs_its_connection_and_warns() -> None:
             pool.get()
         with pool.get(timeout=10) as conn:
             assert conn.number == 2
-        assert pool.state().statistics.connections_closed["leaked"] == 1
+        assert pool.state().statistics.connections_closed[CloseReason("leaked")] == 1
         adds_up(pool)
 
 

@@ -104,7 +104,7 @@ class Shell(Generic[C]):
                 raise failure
             finally:
                 failure = None  # it refers to this frame
-        return result
+        return result  # pyright: ignore[reportReturnType, reportPossiblyUnboundVariable] - or the failure was raised
 
     def is_inside(self, me: Any) -> bool:
         """Return whether this thread is in an event: a signal handler or a finalizer has interrupted it."""
