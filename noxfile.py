@@ -25,8 +25,9 @@ from containers import support  # noqa: E402 - nox does not put this folder into
 
 PACKAGES = ["pool-core", "pool-sqlite", "pool-postgres", "pool-redis", "pool-mysql", "pool-mongo"]
 PACKAGES += ["pool-memcached", "pool-rabbitmq"]
-PACKAGES += ["pool-odbc", "pool-neo4j", "pool-arangodb"]
+PACKAGES += ["pool-odbc", "pool-neo4j", "pool-arangodb", "pool-psycopg"]
 ADAPTERS = PACKAGES[1:]
+PACKAGES += ["pool-sqlalchemy"]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 FLOOR, NEWEST = PYTHONS[0], PYTHONS[-1]
 DAILY = [FLOOR, "3.14", NEWEST]  # by default; the others are for `matrix` and for CI with more than one machine
@@ -44,12 +45,19 @@ SERVERS = {
     "odbc": ["postgres:18", "mysql:9", "mariadb:10.11"],
     "neo4j": ["neo4j:5"],
     "arangodb": ["arangodb:3.12"],
+    "psycopg": ["postgres:18 pgbouncer:1.26", "postgres:15 pgbouncer:1"],
+    "sqlalchemy": ["postgres:18 mysql:9 mariadb:10.11"],
 }
 WITH_SERVERS = [adapter for adapter in SERVERS if any(SERVERS[adapter])]
 # Most of the time of these tests is waiting for servers, so they run in two processes: by server, or by driver.
 # (pytest-xdist would bring up each fleet in both: its groups do not work with pytest 9.)
 HALVES = {"redis": [("redis", ""), ("valkey", "valkey")], "mongo": [("", "not motor"), ("", "motor")]}
-EXTRAS = {"pool-mongo": "[motor]"}  # that their tests need
+EXTRAS = {"pool-mongo": "[motor]", "pool-psycopg": "[binary]"}  # that their tests need
+NEEDS = {  # other packages that their tests need, if only to ask the servers who they are
+    "odbc": ["pool-postgres", "pool-mysql"],
+    "psycopg": ["pool-postgres"],
+    "sqlalchemy": ["pool-postgres", "pool-psycopg", "pool-mysql", "pool-sqlite"],
+}
 DECIDERS = [
     "_agenda.py",
     "_call.py",
@@ -93,7 +101,7 @@ SCHEMAS = {  # that check-jsonschema carries
     "vendor.readthedocs": ".readthedocs.yaml",
     "vendor.citation-file-format": "CITATION.cff",
 }
-NEED_SERVERS = {"servers", "integration", "cancellation", "minimums", "latest", "docs", "soak", "matrix"}
+NEED_SERVERS = {"servers", "integration", "dialect", "cancellation", "minimums", "latest", "docs", "soak", "matrix"}
 RESULTS = Path(tempfile.gettempdir(), f"pool-core-results-{os.getpid()}")
 SETUP_LOG = RESULTS.with_suffix(".setup.log")
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
@@ -343,7 +351,7 @@ def servers(session: nox.Session) -> None:
 @nox.parametrize("backend", WITH_SERVERS, ids=WITH_SERVERS)
 def integration(session: nox.Session, backend: str) -> None:
     """One adapter against its real server, everything."""
-    install(session, ["test", "servers"], ["pool-core", f"pool-{backend}"])
+    install(session, ["test", "servers"], ["pool-core", f"pool-{backend}", *NEEDS.get(backend, [])])
     bring_servers(session)
     tests = f"packages/pool-{backend}/tests"
     halves = HALVES.get(backend, [])
@@ -427,7 +435,17 @@ def build(session: nox.Session) -> None:
     session.run("python", "-m", "venv", str(place / "clean"))
     clean = str(next((place / "clean").glob("*/python")))
     wheels = [name for name in made if name.endswith(".whl")]
-    session.run(clean, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wheels, external=True)
+    session.run(
+        clean,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        *wheels,
+        "psycopg[binary]",
+        external=True,
+    )
     # From another directory and in isolated mode, so that nothing of this work tree is found by accident.
     with session.chdir(place):
         session.run(clean, "-I", str(ROOT / "containers" / "smoke.py"), external=True)
@@ -506,6 +524,16 @@ def instructions(session: nox.Session) -> None:
 
 
 @nox.session(python=FLOOR)
+@nox.parametrize("sqlalchemy", ["2.1", "2.0"], ids=["2.1", "2.0"])
+def dialect(session: nox.Session, sqlalchemy: str) -> None:
+    """SQLAlchemy's own dialect suite over our pool and over its own, on each database: the same tests pass."""
+    install(session, ["test", "servers"], PACKAGES)
+    session.install(f"sqlalchemy[asyncio]=={sqlalchemy}.*")
+    bring_servers(session)
+    run_tests(session, "packages/pool-sqlalchemy/tests/dialect_suite.py")
+
+
+@nox.session(python=FLOOR)
 def soak(session: nox.Session) -> None:
     """Minutes of random load, kills and cancels whose books must balance; the deeper walk of the states."""
     install(session, ["test", "servers"], PACKAGES)
@@ -544,7 +572,7 @@ def run_pairs(session: nox.Session, uv: str, adapter: str, python: str) -> list[
     venv = ROOT / ".nox" / f"matrix-{adapter}-{python}"
     session.run(uv, "venv", "--quiet", "--clear", "--python", interpreter, str(venv), external=True)
     mine = str(next(venv.glob("*/python")))
-    packages = ["pool-core", f"pool-{adapter}"] if adapter != "core" else ["pool-core"]
+    packages = ["pool-core", f"pool-{adapter}", *NEEDS.get(adapter, [])] if adapter != "core" else ["pool-core"]
     named = [part for package in packages for part in ("-e", f"packages/{package}{EXTRAS.get(package, '')}")]
     groups = nox.project.dependency_groups(PYPROJECT, "test", "servers")
     # Where a driver has no wheel for this Python yet, the rows below say so.

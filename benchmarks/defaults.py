@@ -117,7 +117,7 @@ def _engine(dialect: str, ten_rows: str, *, over_ours: bool) -> Callable[[str], 
         sqlalchemy = driver("sqlalchemy")
         place = f"{dialect}://{url.split('://', 1)[1]}"
         if over_ours:
-            engine = driver("pool_sqlalchemy").create_async_engine(place, pool_size=SIZE, max_overflow=0)
+            engine = driver("pool_sqlalchemy").create_async_engine(place, max_size=SIZE)
         else:
             engine = driver("sqlalchemy.ext.asyncio").create_async_engine(place, pool_size=SIZE, max_overflow=0)
 

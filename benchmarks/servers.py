@@ -169,26 +169,12 @@ async def _raw_psycopg(server: Server) -> AsyncIterator[Any]:
 
 @contestant("postgres", "ours (psycopg), no reset", like="psycopg, no reset", ours=True, limit="raw psycopg")
 async def _ours_psycopg(server: Server) -> AsyncIterator[Any]:
-    """The four methods for psycopg, for this comparison only."""
+    """pool-psycopg, which restores the connection object and asks the server nothing."""
     from pool_core import Pool
+    from pool_psycopg import PsycopgConnectionManager
 
-    psycopg = driver("psycopg")
-
-    class Manager:
-        async def connect(self) -> Any:
-            return await psycopg.AsyncConnection.connect(server.url, autocommit=True)
-
-        async def is_valid(self, conn: Any, /) -> bool:
-            await conn.execute("")
-            return True
-
-        def has_broken(self, conn: Any, /) -> bool:
-            return bool(conn.closed)
-
-        async def close(self, conn: Any, /) -> None:
-            await conn.close()
-
-    async with Pool(Manager(), max_size=CONNECTIONS, min_idle=CONNECTIONS) as pool:
+    manager = PsycopgConnectionManager(server.url, reset="none", autocommit=True)
+    async with Pool(manager, max_size=CONNECTIONS, min_idle=CONNECTIONS) as pool:
 
         async def use() -> None:
             async with pool.get() as conn:

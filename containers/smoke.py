@@ -18,6 +18,7 @@ ADAPTERS = (
     "pool_neo4j",
     "pool_arangodb",
 )
+ADAPTERS += ("pool_psycopg", "pool_sqlalchemy")
 
 
 async def main() -> None:

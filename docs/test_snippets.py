@@ -43,6 +43,7 @@ PAGES = [
 SERVER_OF_PACKAGE = {"pool-postgres": "postgres", "pool-redis": "redis", "pool-mysql": "mysql", "pool-mongo": "mongo"}
 SERVER_OF_PACKAGE |= {"pool-memcached": "memcached", "pool-rabbitmq": "rabbitmq"}
 SERVER_OF_PACKAGE |= {"pool-neo4j": "neo4j", "pool-arangodb": "arangodb"}
+SERVER_OF_PACKAGE |= {"pool-psycopg": "postgres"}
 SERVER_OF_SCHEME = {
     "postgresql": "postgres",
     "postgres": "postgres",

@@ -1,7 +1,7 @@
 """An aiohttp service on SQLite: the pool is opened and closed by the application's clean-up context.
 
 python examples/aiohttp_app.py              # or DATABASE_URL=sqlite:///notes.db
-curl -X POST localhost:8080/notes/hello; curl localhost:8080/notes
+curl -X POST localhost:8080/notes/hello; curl localhost:8080/notes; curl localhost:8080/metrics
 """
 
 from __future__ import annotations
@@ -12,18 +12,23 @@ from collections.abc import AsyncIterator
 import aiosqlite
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from pool_core import Pool, PoolTimeout
+from pool_core import Pool, PoolUnavailable
+from pool_core.prometheus import instrument
 from pool_sqlite import SqliteConnectionManager
+from prometheus_client import CollectorRegistry, generate_latest
 
 POOL = web.AppKey("POOL", Pool[aiosqlite.Connection])
+REGISTRY = web.AppKey("REGISTRY", CollectorRegistry)
 
 
 async def opened(app: web.Application) -> AsyncIterator[None]:
+    stop = instrument(app[POOL], registry=app[REGISTRY])
     async with app[POOL] as pool:
         async with pool.get() as conn:
             await conn.execute("CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, text TEXT NOT NULL)")
             await conn.commit()
         yield
+    stop()
 
 
 async def write(request: web.Request) -> web.Response:
@@ -40,20 +45,23 @@ async def read(request: web.Request) -> web.Response:
     return web.json_response([text for (text,) in rows])
 
 
+async def metrics(request: web.Request) -> web.Response:
+    return web.Response(text=generate_latest(request.app[REGISTRY]).decode())
+
+
 @web.middleware
-async def busy(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def unavailable(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
-    except PoolTimeout as error:
-        headers = {"Retry-After": "1"}
-        return web.json_response({"detail": f"no connection within {error.waited:.1f} s"}, status=503, headers=headers)
+    except PoolUnavailable:
+        return web.json_response({"detail": "busy: try again"}, status=503, headers={"Retry-After": "1"})
 
 
 def create_app(pool: Pool[aiosqlite.Connection]) -> web.Application:
-    app = web.Application(middlewares=[busy])
-    app[POOL] = pool
+    app = web.Application(middlewares=[unavailable])
+    app[POOL], app[REGISTRY] = pool, CollectorRegistry()
     app.cleanup_ctx.append(opened)
-    app.add_routes([web.post("/notes/{text}", write), web.get("/notes", read)])
+    app.add_routes([web.post("/notes/{text}", write), web.get("/notes", read), web.get("/metrics", metrics)])
     return app
 
 

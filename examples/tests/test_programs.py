@@ -59,6 +59,17 @@ def test_quickstart_runs_on_each_database(kind: str, run: Run, server: ServerFac
     assert "0 in use" in said
 
 
+@pytest.mark.parametrize("name", ["sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg", "mysql+aiomysql"])
+def test_sqlalchemys_sessions_share_the_pools_connections(name: str, run: Run, server: ServerFactory) -> None:
+    """The example of the engine, on each driver."""
+    scheme = name.partition("+")[0]
+    url = f"{name}://"
+    if scheme != "sqlite":
+        url = server("postgres" if scheme == "postgresql" else "mysql").url.replace(f"{scheme}://", url, 1)
+    said = run("sqlalchemy_engine.py", DATABASE_URL=url)
+    assert "50 notes, and the pool: 0 in use" in said
+
+
 async def test_the_listener_comes_back_when_its_connection_breaks(start: Start, server: ServerFactory) -> None:
     """Every order is heard, though the listener's connection is killed in between; the pool's own are left alone."""
     postgres = server("postgres")

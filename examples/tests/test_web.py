@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
+import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
 import httpx
 import pytest
 import uvicorn
+from aiohttp import web
 from fastapi import Depends, FastAPI
 from fastapi.responses import StreamingResponse
-from pool_core import Pool
+from pool_core import Pool, PoolClosed
 from pool_postgres import PostgresConnectionManager
-
-from examples.fastapi_app import create_app
+from pool_sqlite import SqliteConnectionManager
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
-    from pathlib import Path
 
     from containers.servers import Server, ServerFactory
 
     Start = Callable[..., subprocess.Popen[str]]
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def port() -> int:
 
 
 async def ready(client: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(45):
         while True:
             try:
                 await client.get("/notes")
@@ -114,7 +119,7 @@ async def test_aiohttp_serves_four_hundred_requests_over_four_connections(
 
 
 @asynccontextmanager
-async def serving(app: FastAPI, port: int) -> AsyncIterator[None]:
+async def serving(app: Any, port: int) -> AsyncIterator[None]:
     """Uvicorn in this very loop, so that the pool can be looked at."""
     uvicorn_server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
     task = asyncio.create_task(uvicorn_server.serve())
@@ -169,12 +174,62 @@ async def test_a_slow_client_holds_a_connection_only_with_fastapis_default_scope
                 await asyncio.sleep(0.01)
 
 
-async def test_a_busy_pool_answers_503_in_time(server: ServerFactory, port: int) -> None:
-    """Overload is an answer, not a hanging request."""
-    pool = Pool(PostgresConnectionManager(server("postgres").url), max_size=1, min_idle=1, connection_timeout=0.2)
-    async with serving(create_app(pool), port), browser(port) as client:
+@asynccontextmanager
+async def serving_aiohttp(app: web.Application, port: int) -> AsyncIterator[None]:
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("name", ["fastapi_app", "litestar_app", "aiohttp_app", "quart_app", "django_app"])
+async def test_each_framework_serves_sheds_load_and_ends(
+    name: str, request: pytest.FixtureRequest, port: int, tmp_path: Path
+) -> None:
+    """Write and read; a full pool and a full queue are a 503 that says when to try again; metrics; nothing is left."""
+    manager: Any
+    if name == "fastapi_app":
+        manager = PostgresConnectionManager(request.getfixturevalue("server")("postgres").url)
+    else:
+        manager = SqliteConnectionManager(f"sqlite:///{tmp_path / 'notes.db'}")
+    pool: Pool[Any] = Pool(manager, name="notes", max_size=1, min_idle=1, connection_timeout=0.2, max_waiting=1)
+    app = importlib.import_module(f"examples.{name}").create_app(pool)
+    async with (serving_aiohttp if name == "aiohttp_app" else serving)(app, port), browser(port) as client:
+        assert (await client.post(f"/notes/{name}")).status_code == 201
+        assert (await client.get("/notes")).json()[0] == name
         async with pool.get():
-            response = await client.get("/notes")
-        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-        assert response.json()["detail"].startswith("no connection within 0.")
+            answers = await asyncio.gather(*(client.get("/notes") for _ in range(3)))
+        assert [(answer.status_code, answer.headers["retry-after"]) for answer in answers] == [(503, "1")] * 3
+        assert answers[0].json() == {"detail": "busy: try again"}
         assert (await client.get("/notes")).status_code == 200
+        assert (
+            'db_client_connection_max{db_client_connection_pool_name="notes"} 1.0'
+            in (await client.get("/metrics")).text
+        )
+    with pytest.raises(PoolClosed):
+        await pool.get()
+    assert pool.state().statistics.gets_timed_out == 1
+
+
+async def test_several_workers_have_a_pool_each(server: ServerFactory, port: int) -> None:
+    """uvicorn's own process manager: the pool is made in the worker, after the fork or spawn."""
+    postgres = server("postgres")
+    command = [sys.executable, "-m", "uvicorn", "--factory", "examples.fastapi_app:app", "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], env=os.environ | {"DATABASE_URL": postgres.url}, cwd=ROOT, text=True
+    )
+    try:
+        async with browser(port) as client:
+            await ready(client)
+            statuses = [response.status_code for response in await load(client, 100, at_once=20)]
+            assert (statuses.count(200), statuses.count(201)) == (50, 50)
+            assert 2 <= await backends(postgres) <= 20
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(process.wait, 20)
+    async with asyncio.timeout(5):
+        while await backends(postgres):
+            await asyncio.sleep(0.05)

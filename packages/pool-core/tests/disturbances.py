@@ -53,7 +53,7 @@ class Tally:
         return lease
 
     async def try_get(self) -> None:
-        """Counted only if it lends."""
+        """try_get() counts only if it returns a lease."""
         try:
             lease = await self.pool.try_get()
         except PoolError:

@@ -21,7 +21,7 @@ def _check_places(state: Any) -> None:
     for name, place in ((IDLE, fresh), (IDLE, stale), (VALIDATING, state.validating), (RESETTING, state.resetting)):
         assert all(slot.state is name for slot in place), f"a connection is not {name} where it is kept as such"
     assert all(slot.state is CLOSING for slot in state.closing), "not closing"
-    assert all(slot.holder is None for slot in slots if slot.state is not LENT), "held, and not lent"
+    assert all(slot.holder is None for slot in slots if slot.state is not LENT), "has a holder, and is not in use"
     places = [*fresh, *stale, *state.validating, *state.resetting, *lent]
     assert len(places) == len(set(places)), "a connection has two owners"
     assert set(places) == set(slots), "a connection is open and nowhere, or somewhere and not open"

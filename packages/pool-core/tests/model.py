@@ -101,7 +101,7 @@ class World:
                     assert subject in state.closing
 
     def take(self, get: Get) -> Slot[Conn] | None:
-        """Lend an idle connection that needs no test, as the shell does."""
+        """Hand out an idle connection that needs no validation, as the shell does."""
         if self.state.queue.live:
             return None
         while (slot := self.state.candidate()) is not None:
@@ -328,8 +328,8 @@ class World:
         assert len(holding) == len(set(holding)), "two gets hold one connection"
         for get in self.gets:
             if isinstance(get.answer, Slot) and get.answer in state.slots:
-                assert get.answer.holder is get, "a lent connection has another owner"
-            assert not (get.queued and not state.is_open), "somebody waits for a closed pool"
+                assert get.answer.holder is get, "a connection in use has another holder"
+            assert not (get.queued and not state.is_open), "a get waits for a closed pool"
         for slot in state.slots:
             assert slot.mark is None or slot.mark in (
                 CloseReason.EVICTED,

@@ -72,7 +72,7 @@ class Asks(ScriptedManager):
 async def test_a_question_at_the_return_may_close_or_evict(
     verb: str, waiting: int, dirty: bool, act: str, listeners: list[Any]
 ) -> None:
-    """A connection that is gone by the answer is neither lent nor kept."""
+    """A connection that is gone when the hook returns is neither handed out nor kept."""
     manager = Asks()
     manager.verb, manager.clean = verb.partition(":")[0], verb.endswith("yes")
     pool = Pool(manager, max_size=1, listeners=listeners)
@@ -150,7 +150,7 @@ async def test_the_question_after_a_validation_or_reset_may_close(verb: str) -> 
 
 @virtual
 async def test_a_listener_that_closes_the_pool_at_checked_out_makes_the_get_fail() -> None:
-    """Nobody is lent a connection that close() has terminated."""
+    """No get returns a connection that close() has terminated."""
     pool: Pool[Any]
 
     def listener(event: Any) -> None:

@@ -109,7 +109,7 @@ def test_an_open_cancelled_anywhere_leaves_nothing_and_may_be_repeated(outcome: 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 @pytest.mark.parametrize("verb", ["close", "reset", "is_valid", "connect"])
 def test_a_close_cancelled_anywhere_terminates_what_is_left(verb: str, outcome: str) -> None:
-    """Lent, resetting, being tested and idle ones."""
+    """Connections in use, resetting, validating and idle."""
 
     async def scenario(inject: Any) -> None:
         manager = ScriptedManager()

@@ -31,7 +31,7 @@ async def test_a_failed_connect_is_repeated_while_a_get_waits() -> None:
 
 @virtual
 async def test_a_timeout_carries_the_last_connect_error() -> None:
-    """bb8 #227, r2d2 #51: the time-out hides why."""
+    """bb8 #227, r2d2 #51: the timeout does not show the reason."""
     error = OSError("no route to host")
     async with Pool(ScriptedManager(connect=error), connection_timeout=3, error_sink=quiet) as pool:
         with pytest.raises(PoolTimeout, match="last connect error: OSError: no route to host") as caught:
@@ -328,7 +328,7 @@ async def test_a_connect_cancelled_before_its_first_step_gives_its_place_back() 
 
 @virtual
 async def test_a_connection_that_on_connect_broke_is_a_failed_connect() -> None:
-    """A hook that swallowed a time-out may leave half a reply behind."""
+    """A hook that catches a timeout may leave half a reply unread."""
 
     class Breaks:
         times = 0
@@ -441,7 +441,7 @@ class SwallowedUntil(Outcome):
 @virtual
 @pytest.mark.parametrize("verb", ["is_valid", "reset", "close"])
 async def test_a_call_that_only_terminate_can_end_is_ended_by_it_and_not_abandoned(verb: str) -> None:
-    """After its time-out and two cancels."""
+    """The pool terminates the connection after the call's timeout and two cancels."""
     manager = Stubborn()
     async with Pool(
         manager, max_size=1, alive_bypass=0, validation_timeout=1, reset_timeout=1, close_timeout=1, error_sink=quiet
@@ -498,7 +498,7 @@ async def test_a_connect_that_is_not_async_is_named_at_once() -> None:
 
 @virtual
 async def test_new_connections_that_never_validate_are_braked_like_failing_connects() -> None:
-    """Else each get costs a connect, as fast as they come; the time-out says what is the matter."""
+    """Otherwise each get would open a connection, without a delay. The timeout names the reason."""
     manager = ScriptedManager(is_valid=False)
     async with Pool(manager, max_size=1, alive_bypass=0, connection_timeout=2, error_sink=quiet) as pool:
         loop = asyncio.get_running_loop()

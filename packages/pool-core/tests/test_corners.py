@@ -550,7 +550,7 @@ async def test_a_goodbye_beside_the_pool_that_hangs_is_terminated_or_abandoned()
 
 @virtual
 async def test_a_pool_that_resets_a_suspect_connection_tests_it_before_its_next_use() -> None:
-    """Wiped, but still suspect."""
+    """A reset does not show that the connection is alive."""
     manager = ScriptedManager(reset=Delay(0.01))
     async with Pool(manager, max_size=1) as pool:
         with pytest.raises(KeyError):
@@ -579,7 +579,7 @@ async def test_has_broken_raising_on_the_warm_way_back_costs_the_connection() ->
 
 @virtual
 async def test_the_reaper_spares_what_is_not_lent_and_what_it_has_reported() -> None:
-    """leak_threshold looks at lent connections only, and once."""
+    """leak_threshold reports only connections in use, and each lease once."""
     errors: list[BaseException] = []
     async with Pool(
         ScriptedManager(), max_size=2, leak_threshold=5, reap_interval=2, idle_timeout=None, error_sink=errors.append
@@ -609,7 +609,7 @@ async def test_a_connect_without_a_limit_still_ends_with_the_pool() -> None:
 
 @virtual
 async def test_a_connect_that_is_nearly_there_when_the_pool_closes_is_not_cut() -> None:
-    """Drivers complain aloud of a connect that is cancelled in its first steps; its fruit is terminated."""
+    """Drivers log an error if connecting is cancelled in its first steps. The connection is terminated afterwards."""
     manager = ScriptedManager(connect=Delay(1.05))
     pool = Pool(manager)
     await pool.open()

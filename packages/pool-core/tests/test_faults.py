@@ -37,7 +37,7 @@ def quiet(_: BaseException) -> None:
 
 
 def outcome(verb: str, what: str) -> Any:
-    """What becomes of a call of this verb."""
+    """The outcome of a call of this method."""
     if what == "error":
         return False if verb == "is_valid" else OSError(f"{verb} failed")
     return {"ok": Steps(1), "slow": Delay(0.3), "never": NEVER}[what]
@@ -334,7 +334,7 @@ async def test_what_one_borrower_left_behind_is_wiped_before_the_next() -> None:
 
 @virtual
 async def test_a_deadline_is_absolute_over_queue_test_connect_and_their_retries() -> None:
-    """connpool took 3 s for a time-out of 0.5."""
+    """connpool took 3 s for a timeout of 0.5 s."""
     loop = asyncio.get_running_loop()
     manager = ScriptedManager()
     async with Pool(manager, max_size=4, error_sink=quiet, max_connecting=1) as pool:

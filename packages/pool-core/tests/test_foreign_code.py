@@ -721,7 +721,7 @@ class MeddledReset(ScriptedManager):
     meddle: Callable[[object], None] = staticmethod(quiet)
 
     def reset(self, conn: Any, /) -> None:
-        """There is nothing to wipe."""
+        """There is nothing to reset."""
         self.meddle(conn)
 
 

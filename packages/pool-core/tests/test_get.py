@@ -1,4 +1,4 @@
-"""Getting a connection: both forms, order, hand-over, time-outs, cancellation."""
+"""Getting a connection: both forms, order, hand-off, timeouts, cancellation."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ async def test_a_get_beyond_max_size_times_out_and_says_why() -> None:
 
 @virtual
 async def test_the_timeout_of_one_get_beats_the_default_and_ends_on_the_second() -> None:
-    """Odd time-outs need no scan of the queue, and do not disturb the shared timer."""
+    """A get with its own timeout needs no scan of the queue, and does not disturb the shared timer."""
     loop = asyncio.get_running_loop()
     ends: dict[str, float] = {}
 
@@ -517,7 +517,7 @@ async def test_try_get_lends_an_idle_connection_and_never_waits_or_connects() ->
         assert lease is not None
         assert len(manager.calls("is_valid")) == 1
         lease.release()
-        assert pool.state().statistics.gets_started == 3  # only where it lends
+        assert pool.state().statistics.gets_started == 3  # counts only if it returns a lease
         books(pool)
 
 
@@ -646,7 +646,7 @@ async def test_a_get_that_finds_only_dead_connections_and_gives_up_has_them_repl
 
 @virtual
 async def test_a_get_that_was_refused_is_forgotten() -> None:
-    """A connection handed to it would be lent to nobody."""
+    """Otherwise the pool could hand a connection to a get that has failed."""
     async with Pool(ScriptedManager(), max_size=1, max_waiting=0) as pool:
         lease = await pool.get()
         with pytest.raises(PoolOverloaded):
@@ -742,7 +742,7 @@ async def test_a_connection_tested_for_a_get_that_is_cancelled_in_the_tick_of_it
 
 @virtual
 async def test_whoever_waits_behind_a_hand_over_that_came_to_nothing_is_helped_at_once() -> None:
-    """The connection was evicted meanwhile, and its goodbye takes its time: another one is opened beside it."""
+    """The connection was evicted meanwhile, and closing it takes long: the pool opens another one beside it."""
     loop = asyncio.get_running_loop()
     manager = ScriptedManager(connect=[OK, OSError("down"), OK], close=Delay(5))
     async with Pool(manager, max_size=2, error_sink=lambda _: None) as pool:
@@ -811,7 +811,7 @@ async def test_a_try_get_never_connects_however_slow_its_test_is() -> None:
 
 @virtual
 async def test_what_is_on_its_way_counts_towards_min_idle_unless_somebody_waits_for_it() -> None:
-    """A connection that is wiped will be idle soon; one that is opened for a get will not."""
+    """A resetting connection will soon be idle; one that is opened for a get will not."""
     manager = ScriptedManager(connect=Delay(1))
     async with Pool(manager, max_size=4, min_idle=1) as pool:
         lease = await pool.get()

@@ -68,7 +68,7 @@ async def test_a_reset_may_give_anything_that_can_be_awaited() -> None:
 
 @virtual
 async def test_a_manager_without_reset_gets_its_connection_straight_back() -> None:
-    """The verb is optional."""
+    """The method is optional."""
     async with Pool(ScriptedManager(without=["reset"]), max_size=1) as pool:
         await hold(pool)
         assert pool.state().idle == 1
@@ -148,7 +148,7 @@ async def test_a_connection_that_is_evicted_during_its_reset_or_test_goes_afterw
 
 @virtual
 async def test_a_lifetime_is_exact_for_idle_ones_and_ends_on_return_for_lent_ones() -> None:
-    """One timer at the earliest; expired while lent: closed on return, without the reaper."""
+    """One timer serves the earliest one. A connection that expires in use is closed on return, without the reaper."""
     async with Pool(ScriptedManager(), max_size=2, max_lifetime=100, lifetime_jitter=0) as pool:
         lease = await pool.get()
         await hold(pool)
@@ -572,7 +572,7 @@ async def test_a_lent_connection_that_is_evicted_and_then_expires_was_evicted() 
 
 @virtual
 async def test_the_reaper_spares_all_where_fewer_are_idle_than_min_idle() -> None:
-    """The others are lent; idle_timeout takes from what is above min_idle only."""
+    """The others are in use; idle_timeout closes only idle connections above min_idle."""
     async with Pool(ScriptedManager(), max_size=5, min_idle=4, idle_timeout=10, reap_interval=5) as pool:
         await asyncio.sleep(1)
         lent = [asyncio.create_task(hold(pool, 60)) for _ in range(3)]

@@ -381,7 +381,7 @@ async def test_close_with_timeout_zero_terminates_at_once() -> None:
 
 @virtual
 async def test_a_get_whose_connection_was_terminated_in_the_tick_of_the_hand_over_fails() -> None:
-    """It would be lent a dead connection, and the gets would not add up."""
+    """Otherwise it would return a dead connection, and the statistics of gets would not add up."""
     for tries in (False, True):
         pool = Pool(ScriptedManager(), max_size=1)
         await pool.open()

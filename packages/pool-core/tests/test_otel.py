@@ -148,7 +148,7 @@ async def test_connections_are_read_from_the_pool_in_every_part_of_its_life(seen
 
 @virtual
 async def test_a_connection_that_is_tested_or_wiped_is_used(seen: Seen) -> None:
-    """It cannot be lent, and it holds a place: a full pool must look full."""
+    """It cannot be handed out, and it takes capacity: a full pool must look full."""
     manager = ScriptedManager(is_valid=Delay(1.0), reset=Delay(1.0))
     async with Pool(manager, name="app", max_size=1, alive_bypass=0) as pool:
         instrument(pool, meter_provider=seen.provider)
@@ -163,7 +163,7 @@ async def test_a_connection_that_is_tested_or_wiped_is_used(seen: Seen) -> None:
 
 @virtual
 async def test_waiting_gets_and_timeouts_are_read_too(seen: Seen) -> None:
-    """Pending requests go up and down; time-outs only go up."""
+    """Pending requests go up and down; timeouts only go up."""
     async with Pool(ScriptedManager(), name="app", max_size=1, connection_timeout=2.0) as pool:
         instrument(pool, meter_provider=seen.provider)
         async with pool.get():

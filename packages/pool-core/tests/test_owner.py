@@ -158,7 +158,7 @@ async def test_evict_retires_the_whole_generation_with_those_on_their_way() -> N
 
 @virtual
 async def test_evict_with_a_predicate_judges_each_connection_now() -> None:
-    """Idle ones now, lent ones on their return; the count of those marked comes back."""
+    """Idle connections close now, those in use on their return; evict() returns how many it marked."""
     async with Pool(ScriptedManager(), max_size=4) as pool:
         leases = [await pool.get() for _ in range(4)]
         leases[0].release()
@@ -244,7 +244,7 @@ async def test_a_cancelled_dedicated_connect_leaves_nothing_open() -> None:
 
 @virtual
 async def test_closing_the_pool_ends_a_dedicated_connect() -> None:
-    """And waits for the goodbyes of those that left their block."""
+    """The close also waits until dedicated connections that left their block are closed."""
     pool = Pool(ScriptedManager(connect=[OK, NEVER], close=Delay(1)))
     await pool.open()
     async with pool.dedicated_connection() as conn:

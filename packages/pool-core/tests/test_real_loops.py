@@ -26,7 +26,7 @@ if sys.platform != "win32":
 @pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize("new_loop", LOOPS)
 def test_a_busy_pool_keeps_its_books_on_a_real_loop(new_loop: Callable[[], Any], *, debug: bool) -> None:
-    """Time-outs, cancels, lifetimes and resets, all of them due within milliseconds."""
+    """Timeouts, cancels, lifetimes and resets are all due within milliseconds."""
 
     async def user(pool: Pool[Any]) -> None:
         for _ in range(10):

@@ -41,7 +41,7 @@ async def test_a_connection_used_just_now_is_not_tested() -> None:
 
 @virtual
 async def test_alive_bypass_zero_tests_every_time() -> None:
-    """But never twice before it is lent."""
+    """A get validates a connection only once."""
     manager = ScriptedManager(is_valid=Delay(0.01))
     async with Pool(manager, max_size=1, alive_bypass=0) as pool:
         await hold(pool)
@@ -167,7 +167,9 @@ async def test_a_test_that_times_out_takes_all_that_were_silent_as_long_with_it(
         loop = asyncio.get_running_loop()
         start = loop.time()
         await hold(pool)
-        assert loop.time() - start == pytest.approx(1)  # the pool is full: it takes the first test's time-out
+        assert loop.time() - start == pytest.approx(
+            1
+        )  # the pool is full: the get waits for the first validation timeout
         await asyncio.sleep(2)
         assert [conn.state for conn in manager.connections].count("terminated") == 5
         closed(pool, invalid=5)
@@ -215,7 +217,7 @@ async def test_a_suspect_whose_own_test_hangs_does_not_condemn_the_others() -> N
 
 @virtual
 async def test_the_first_dead_one_makes_the_unused_ones_suspect_without_a_storm() -> None:
-    """psycopg #370: users find the stale ones one by one. Ours asks the driver at once, and tests before lending."""
+    """psycopg #370: users find dead connections one by one. Here the pool checks all, and validates before use."""
     manager = ScriptedManager()
     async with Pool(manager, max_size=5, alive_bypass=100) as pool:
         await fill(pool, 5)
@@ -245,7 +247,7 @@ async def test_connections_that_work_survive_the_look_after_a_dead_one() -> None
 
 @virtual
 async def test_the_look_at_the_others_happens_once_for_connections_that_died_together() -> None:
-    """Ten lent connections die with the server: the tenth return tells nothing new."""
+    """Ten connections in use die with the server: only the first return starts a check of the others."""
     manager = ScriptedManager()
     async with Pool(manager, max_size=20) as pool:
         await asyncio.gather(*(hold(pool, 0.01) for _ in range(20)))
@@ -329,7 +331,7 @@ async def test_release_while_an_exception_is_handled_makes_the_connection_suspec
 
 @virtual
 async def test_a_waiter_behind_a_suspect_connection_waits_for_its_test() -> None:
-    """It is not lent untested just because somebody is in a hurry."""
+    """A waiter does not make the pool skip the validation."""
     manager = ScriptedManager(is_valid=[Delay(1, False)])
     async with Pool(manager, max_size=1) as pool:
         lease = await pool.get()

@@ -1,4 +1,4 @@
-"""What every adapter has to prove, asked by the kit of pool-core, for each way to wipe a session."""
+"""What every adapter has to prove, checked by the suite of pool-core, for each way to reset a session."""
 
 import asyncio
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ STATE = {
     ),
     "isolation": ("SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE", "SELECT {isolation}"),
     "read only": ("SET SESSION TRANSACTION READ ONLY", "SELECT {read_only}"),
-    "GET_LOCK": ("SELECT GET_LOCK('kit', 1)", "SELECT IS_USED_LOCK('kit') IS NOT NULL"),
+    "GET_LOCK": ("SELECT GET_LOCK('suite', 1)", "SELECT IS_USED_LOCK('suite') IS NOT NULL"),
     "temporary tables": ("CREATE TEMPORARY TABLE things (mine INT)", "SHOW COLUMNS FROM things"),
     "database": ("USE other", "SELECT DATABASE()"),
     "charset": ("SET NAMES latin1", "SELECT @@character_set_client, @@collation_connection"),
@@ -37,16 +37,16 @@ class Conformance(ManagerConformance[Connection]):
     """The hooks."""
 
     __test__ = False
-    wipe: ClassVar[Literal["safe", "strict", "none"]]
+    mode: ClassVar[Literal["safe", "strict", "none"]]
 
     @pytest.fixture(autouse=True)
     def _server(self, db: Any) -> None:
         self.db, self.host, self.port, self.secrets = db, db.host, db.port, (db.password, "canary")
-        if self.wipe != "none":
+        if self.mode != "none":
             self.probes = tuple(probe(name, db.dialect) for name in STATE)
 
     def manager(self, host: str, port: int) -> MySQLConnectionManager:
-        return self.db.manager(host=host, port=port, reset=self.wipe)  # type: ignore[no-any-return]
+        return self.db.manager(host=host, port=port, reset=self.mode)  # type: ignore[no-any-return]
 
     async def use(self, conn: Connection) -> None:
         assert await ask(conn, "SELECT 6 * 7") == ((42,),)
@@ -90,19 +90,19 @@ class TestSafe(Conformance):
     """reset="safe", the default."""
 
     __test__ = True
-    wipe = "safe"
+    mode = "safe"
 
 
 class TestStrict(Conformance):
     """reset="strict"."""
 
     __test__ = True
-    wipe = "strict"
+    mode = "strict"
 
 
 class TestNone(Conformance):
-    """reset="none": still no transaction is lent on."""
+    """reset="none": still, no transaction is left to the next borrower."""
 
     __test__ = True
-    wipe = "none"
-    skips: ClassVar[Mapping[str, str]] = {"session_state": 'reset="none" says that it wipes none'}
+    mode = "none"
+    skips: ClassVar[Mapping[str, str]] = {"session_state": 'reset="none" resets no state'}

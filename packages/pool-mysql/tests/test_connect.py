@@ -95,7 +95,7 @@ def test_max_connections_is_worth_a_retry(server: ServerFactory, dialect: str) -
                     for _ in range(11):
                         conns.append(await manager.connect())
                 await manager.close(conns.pop())
-                async with asyncio.timeout(2):  # the server frees the place a little after the goodbye
+                async with asyncio.timeout(2):  # the server frees the place a little after the close
                     while True:
                         with contextlib.suppress(aiomysql.OperationalError):
                             conns.append(await manager.connect())

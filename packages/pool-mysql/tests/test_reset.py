@@ -12,7 +12,7 @@ from pool_mysql import Connection, MySQLConnectionManager, SessionStateError
 Reset = Literal["safe", "strict", "none"]
 
 
-async def wipe(manager: MySQLConnectionManager, conn: Connection) -> None:
+async def return_it(manager: MySQLConnectionManager, conn: Connection) -> None:
     """Return it as a pool does."""
     assert not manager.has_broken(conn)
     wiping = manager.reset(conn)
@@ -29,7 +29,7 @@ def _history(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, db
 
 @pytest.fixture(params=["safe", "strict"])
 def reset(request: pytest.FixtureRequest) -> Any:
-    """Both ways that wipe."""
+    """Both ways that reset sessions."""
     return request.param
 
 
@@ -50,7 +50,7 @@ def test_an_open_transaction_is_rolled_back_in_every_way(
         async with db.connection(reset=way, autocommit=autocommit) as (manager, conn):
             for sql in statements:
                 await db.ask(conn, sql)
-            await wipe(manager, conn)
+            await return_it(manager, conn)
             assert not await db.in_transaction(conn)
             assert await db.ask(conn, "SELECT * FROM things WHERE number = 77") == ()
 
@@ -89,7 +89,7 @@ def test_locks_are_given_up(db: Any, reset: Reset) -> None:
         async with db.connection(reset=reset) as (manager, conn), db.connection(autocommit=True) as (_, other):
             await db.ask(conn, "SELECT GET_LOCK('mine', 1)")
             await db.ask(conn, "LOCK TABLES things WRITE")
-            await wipe(manager, conn)
+            await return_it(manager, conn)
             async with asyncio.timeout(2):
                 assert await db.ask(other, "SELECT GET_LOCK('mine', 1)") == ((1,),)
                 await db.ask(other, "INSERT INTO things VALUES (1)")
@@ -106,7 +106,7 @@ def test_after_xa_prepare_a_connection_is_closed_unless_it_can_write(own: Any, r
             for sql in ("XA START 'x'", "INSERT INTO things VALUES (1)", "XA END 'x'", "XA PREPARE 'x'"):
                 await own.ask(conn, sql)
             if own.dialect.prepare_detaches:
-                await wipe(manager, conn)
+                await return_it(manager, conn)
                 await own.ask(conn, "INSERT INTO things VALUES (2)")
             else:
                 with pytest.raises(ReplaceConnection, match="XA"):
@@ -161,7 +161,7 @@ def test_the_next_borrower_sees_what_a_new_connection_sees(db: Any, reset: Reset
             assert await see(dirtied) != clean, "the test would prove nothing"
         async with db.connection(reset=reset) as (manager, conn):
             await db.ask(conn, dirty)
-            await wipe(manager, conn)
+            await return_it(manager, conn)
             assert await see(conn) == clean
 
     asyncio.run(main())
@@ -183,7 +183,7 @@ def test_the_role_is_that_of_a_new_connection(own: Any, reset: Reset) -> None:
                 assert await own.ask(conn, "SELECT CURRENT_ROLE()") == ((clean,),)
                 await own.ask(conn, "SET ROLE admin")
                 assert await own.ask(conn, "SELECT CURRENT_ROLE()") == ((server.role("admin"),),)
-                await wipe(manager, conn)
+                await return_it(manager, conn)
                 assert await own.ask(conn, "SELECT CURRENT_ROLE()") == ((clean,),)
 
     asyncio.run(main())
@@ -191,7 +191,7 @@ def test_the_role_is_that_of_a_new_connection(own: Any, reset: Reset) -> None:
 
 
 def test_the_settings_of_the_manager_are_in_force_again(db: Any, reset: Reset) -> None:
-    """A wipe takes them away too: charset, sql_mode, init_command, autocommit, in the driver's order."""
+    """A reset takes them away, too: charset, sql_mode, init_command, autocommit, in the driver's order."""
 
     async def main() -> None:
         settings = {
@@ -207,7 +207,7 @@ def test_the_settings_of_the_manager_are_in_force_again(db: Any, reset: Reset) -
             assert fresh[0][3] == "ANSI_QUOTES"
             await db.ask(conn, "SET NAMES utf8mb4, sql_mode = '', @key = 'other', time_zone = SYSTEM, autocommit = 0")
             await db.ask(conn, "USE other")
-            await wipe(manager, conn)
+            await return_it(manager, conn)
             assert await db.ask(conn, look) == fresh
             assert conn.get_autocommit()
 
@@ -221,7 +221,7 @@ def test_the_servers_own_autocommit_stays_in_force(db: Any, reset: Reset) -> Non
         async with db.connection(reset=reset, autocommit=None) as (manager, conn):
             assert conn.get_autocommit()
             await conn.autocommit(False)
-            await wipe(manager, conn)
+            await return_it(manager, conn)
             assert conn.get_autocommit()
             assert conn.autocommit_mode is None
 
@@ -237,7 +237,7 @@ def test_what_was_set_on_the_connection_object_is_taken_back(db: Any, reset: Res
             conn.decoders = {}
             await conn.set_charset("latin1")
             await conn.autocommit(True)
-            await wipe(manager, conn)
+            await return_it(manager, conn)
             assert conn.charset == "utf8mb4"
             assert conn.encoding == "utf8"
             assert conn.autocommit_mode is False
@@ -259,7 +259,7 @@ def test_converters_changed_in_place_reach_no_other_connection(db: Any, reset: R
             assert await db.ask(conn, "SELECT 1.5") == ((1.5,),)
             assert isinstance((await db.ask(other, "SELECT 1.5"))[0][0], Decimal)
             assert aiomysql.connection.decoders[number] is Decimal
-            await wipe(manager, conn)
+            await return_it(manager, conn)
             assert isinstance((await db.ask(conn, "SELECT 1.5"))[0][0], Decimal)
             assert conn.encoders[Decimal] is not str
 
@@ -279,7 +279,7 @@ def test_results_of_earlier_statements_are_forgotten(db: Any, reset: Reset) -> N
             assert (conn.insert_id(), conn.affected_rows()) == new == (0, 0)
             await conn.query("INSERT INTO counted (number) VALUES (1), (2)")
             assert conn.insert_id() > 0
-            await wipe(manager, conn)
+            await return_it(manager, conn)
             assert (conn.insert_id(), conn.affected_rows()) == new
 
     asyncio.run(main())
@@ -296,7 +296,7 @@ def test_init_command_runs_in_the_database_of_the_settings(own: Any, reset: Rese
     async def main() -> None:
         async with own.connection(reset=reset, init_command="INSERT INTO logins VALUES (1)") as (manager, conn):
             await conn.select_db("other")
-            await wipe(manager, conn)
+            await return_it(manager, conn)
             assert own.admin("SELECT COUNT(*) FROM other.logins") == ((0,),)
             await own.ask(conn, "INSERT INTO logins VALUES (2)")
 
@@ -315,7 +315,7 @@ def test_a_database_whose_name_is_not_ascii_is_found_again_in_any_charset(own: A
                 async with own.connection(reset=reset, db=name, charset=charset) as (manager, conn):
                     for other in ("GR\u00d6SSE", name):
                         await conn.select_db(other)
-                        await wipe(manager, conn)
+                        await return_it(manager, conn)
                         assert await own.ask(conn, "SELECT DATABASE()") == ((name,),)
 
     asyncio.run(main())
@@ -331,13 +331,13 @@ def test_no_database_in_the_settings_and_one_chosen_by_the_borrower(db: Any) -> 
             conn = await manager.connect()
             try:
                 if db.resets_first:
-                    await wipe(manager, conn)
+                    await return_it(manager, conn)
                 await conn.select_db("other")
                 if reset == "safe":
                     with pytest.raises(ReplaceConnection, match="the manager's settings name none"):
-                        await wipe(manager, conn)
+                        await return_it(manager, conn)
                 else:
-                    await wipe(manager, conn)
+                    await return_it(manager, conn)
                     assert await db.ask(conn, "SELECT DATABASE()") == ((None,),)
             finally:
                 await manager.close(conn)
@@ -366,9 +366,9 @@ def test_strict_logs_in_again_with_the_rights_of_now(own: Any) -> None:
         async with own.connection(reset="strict") as (manager, conn), own.connection(reset="safe") as (lax, other):
             own.admin(f"ALTER USER '{own.user}'@'%' ACCOUNT LOCK")
             try:
-                await wipe(lax, other)
+                await return_it(lax, other)
                 with pytest.raises(aiomysql.OperationalError, match="locked"):
-                    await wipe(manager, conn)
+                    await return_it(manager, conn)
             finally:
                 own.admin(f"ALTER USER '{own.user}'@'%' ACCOUNT UNLOCK")
 
@@ -386,7 +386,7 @@ def test_strict_works_for_names_and_attributes_of_any_length(own: Any) -> None:
         settings = {"user": "j\u00f6rg", "password": "", "db": "gr\u00f6\u00dfe", "program_name": "p" * 120}
         async with own.connection(reset="strict", **settings) as (manager, conn):
             for _ in range(2):
-                await wipe(manager, conn)
+                await return_it(manager, conn)
                 assert await own.ask(conn, "SELECT DATABASE()") == (("gr\u00f6\u00dfe",),)
 
     asyncio.run(main())
@@ -412,7 +412,7 @@ def test_close_gives_up_a_connection_that_comes_back_in_a_transaction(db: Any, w
             with pytest.raises(ReplaceConnection, match="in a transaction"):
                 await manager.reset(conn)
             await conn.rollback()
-            await wipe(manager, conn)
+            await return_it(manager, conn)
 
     asyncio.run(main())
 
@@ -469,7 +469,7 @@ def test_a_reset_takes_as_many_round_trips_as_the_readme_says(
                 write(data)
 
             conn._writer.write = spy
-            await wipe(manager, conn)
+            await return_it(manager, conn)
             del conn._writer.write
             expected: int = db.dialect.second_login + 1 if writes is None else writes
             if writes is None and not db.resets_first and db.dialect.login_method == "caching_sha2_password":
@@ -493,7 +493,7 @@ def test_a_proxy_that_takes_one_command_at_a_time_is_served_so(db: Any, second: 
             manager = db.manager(port=port)
             for failures in range(5):
                 conn = await manager.connect()
-                await wipe(manager, conn)
+                await return_it(manager, conn)
                 await db.ask(conn, "SET @x = 1")
                 resetting = asyncio.ensure_future(manager.reset(conn))
                 if failures < 3:
@@ -517,14 +517,14 @@ def test_a_connection_lost_in_a_reset_does_not_end_pipelining(db: Any) -> None:
         manager = db.manager()
         for count in range(6):
             conn = await manager.connect()
-            await wipe(manager, conn)
+            await return_it(manager, conn)
             assert manager._pipelining.allowed
             if count:
                 db.admin(f"KILL {conn.thread_id()}")
                 with pytest.raises(aiomysql.OperationalError):
                     await manager.reset(conn)
             else:
-                await wipe(manager, conn)
+                await return_it(manager, conn)
             manager.terminate(conn)
 
     asyncio.run(main())
@@ -548,7 +548,7 @@ def test_a_server_without_the_command_costs_the_connection_and_the_error_says_wh
                     await manager.reset(conn)
             async with db.connection(port=port, reset="strict") as (manager, conn):
                 await db.ask(conn, "SET @x = 1")
-                await wipe(manager, conn)
+                await return_it(manager, conn)
                 assert await db.ask(conn, "SELECT @x") == ((None,),)
 
     asyncio.run(main())
@@ -566,13 +566,13 @@ def test_a_server_whose_reset_forgets_the_charset_is_told_again(db: Any) -> None
             db.connection(port=port) as (manager, conn),
         ):
             fresh = await db.ask(conn, look)
-            await wipe(manager, conn)
+            await return_it(manager, conn)
             assert await db.ask(conn, look) == fresh
 
     asyncio.run(main())
 
 
-def test_what_init_command_wrote_is_committed_after_a_wipe_too(own: Any, reset: Reset) -> None:
+def test_what_init_command_wrote_is_committed_after_a_reset_too(own: Any, reset: Reset) -> None:
     """The driver commits after it at connect; with autocommit off at the server it would hang in the air."""
     own.admin("DROP TABLE IF EXISTS logins")
     own.admin("CREATE TABLE logins (number INT) ENGINE=InnoDB")
@@ -582,7 +582,7 @@ def test_what_init_command_wrote_is_committed_after_a_wipe_too(own: Any, reset: 
         async with own.connection(reset=reset, init_command="INSERT INTO logins VALUES (1)") as (manager, conn):
             for times in (1 + own.resets_first, 2 + own.resets_first):
                 assert own.admin("SELECT COUNT(*) FROM logins") == ((times,),)
-                await wipe(manager, conn)
+                await return_it(manager, conn)
 
     try:
         asyncio.run(main())

@@ -5,6 +5,7 @@ import threading
 import time
 from typing import Any
 
+import pyodbc
 import pytest
 from odbc_systems import System, run
 from pool_core import Pool
@@ -107,6 +108,16 @@ async def test_a_connection_that_another_task_still_uses_is_not_passed_on(any_sy
             assert await run(other, "SELECT 7") == [(7,)]
         with pytest.raises(Exception):  # noqa: B017 - the driver's
             await asyncio.wait_for(task, 5)
+
+
+async def test_a_terminated_connection_refuses_work_in_words(any_system: System) -> None:
+    """Not by an AttributeError: aioodbc asks a connection that is None."""
+    manager = any_system.manager()
+    conn = await manager.connect()
+    manager.terminate(conn)
+    for call in (conn.cursor, lambda: conn.execute("SELECT 1")):
+        with pytest.raises(pyodbc.OperationalError, match="the connection is closed"):
+            await call()
 
 
 async def test_threads_end_with_their_connections(any_system: System) -> None:

@@ -24,7 +24,7 @@ class Outcome:
 async def load(
     pool: Pool[Any], use: Callable[[Any, str], Awaitable[object]], until: asyncio.Event, tasks: int = 8
 ) -> Outcome:
-    """Borrow, say something unique, compare, until the event is set; each task then succeeds once more."""
+    """Acquire, send a unique value, compare the answer, until the event is set; each task then succeeds once more."""
     outcome = Outcome()
 
     async def once() -> None:

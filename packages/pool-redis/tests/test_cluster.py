@@ -174,7 +174,7 @@ def test_a_lease_does_what_a_cluster_client_does(whole: Fleet, run: Any) -> None
 
 
 def test_pubsub_works_and_costs_the_client(whole: Fleet, run: Any) -> None:
-    """As on one server: what has listened is not lent again."""
+    """As with one server: a client that had a PubSub is not used again."""
 
     async def main() -> None:
         async with Pool(manager_of(whole), max_size=2) as pool:

@@ -1,4 +1,4 @@
-"""The kit's questions: to the manager of one server, in both versions of its protocol, of a Sentinel's and a cluster."""
+"""The conformance suite for the managers of one server (in both protocol versions), of a Sentinel, and of a cluster."""
 
 # redis-py types the commands of a pipeline as awaitables, and some of its methods not at all.
 # mypy: disable-error-code="no-untyped-call,attr-defined"
@@ -114,7 +114,7 @@ class TestRedis2(TestRedis3):
 
 
 class TestSentinel(TestRedis3):
-    """The master that real sentinels name; its address is remapped to the kit's proxy."""
+    """The master that real sentinels name; its address is remapped to the suite's proxy."""
 
     protocol = 3
     secrets = ("other-canary",)
@@ -148,7 +148,7 @@ class TestSentinel(TestRedis3):
 
 
 class TestCluster(ManagerConformance[LeasedRedisCluster]):
-    """A cluster of one node, so that all of it goes through the kit's proxy."""
+    """A cluster of one node, so that all traffic goes through the suite's proxy."""
 
     secrets = (PASSWORD,)
     commands: ClassVar[dict[str, Any]] = {}

@@ -158,7 +158,7 @@ def test_plain_text_to_a_tls_port_is_told_at_once(redis: Server, run: Any) -> No
 
 
 def test_a_silent_tls_server_is_waited_for(run: Any) -> None:
-    """A server that is slow with its handshake is no plain server: the time-out decides, and may pass."""
+    """A server with a slow handshake may still speak TLS: the timeout decides, and is transient."""
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(30)
@@ -316,7 +316,7 @@ def test_a_connect_cancelled_in_a_credential_provider_leaves_nothing_open(guarde
 
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_an_unknown_database_is_refused_for_good(redis: Server, protocol: int, run: Any) -> None:
-    """Retrying a wrong number until the time-out would hide the reason from its user."""
+    """If the pool retried a wrong number until the timeout, the user would not see the reason."""
 
     async def main() -> None:
         manager = RedisConnectionManager(redis.url, db=99, protocol=protocol)

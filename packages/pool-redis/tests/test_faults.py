@@ -343,7 +343,7 @@ def test_a_reply_cut_in_the_middle_never_reaches_the_next(redis: Server, run: An
 
 
 def test_a_frozen_network_holds_up_nobody_else(redis: Server, run: Any) -> None:
-    """A request without an answer costs its own caller the time-out, and the connection."""
+    """A request without an answer times out in its own caller, and its connection is closed."""
 
     async def main() -> None:
         with FaultProxy(redis.host, redis.port) as proxy:
@@ -435,7 +435,7 @@ def test_a_cancel_that_comes_with_the_answer_surfaces(redis: Server, run: Any) -
 
 
 def test_a_password_shows_nowhere(guarded: Server, run: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Through an outage, a wrong password and a time-out: not in errors, logs, reprs, statistics."""
+    """Through an outage, a wrong password and a timeout: not in errors, logs, reprs, statistics."""
     import traceback
 
     caplog.set_level(logging.DEBUG)

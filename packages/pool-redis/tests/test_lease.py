@@ -197,7 +197,7 @@ def test_commands_beside_a_pubsub_are_refused(manager: RedisConnectionManager, r
 
 
 def test_messages_arrive_over_a_lease(manager: RedisConnectionManager, run: Any) -> None:
-    """PubSub is usable, and its connection is not lent afterwards."""
+    """PubSub works, and its connection is not used again."""
 
     async def main() -> None:
         async with Pool(manager, max_size=2, min_idle=1) as pool:
@@ -401,7 +401,7 @@ def test_bytes_nobody_asked_for_break_the_connection(manager: RedisConnectionMan
 
 
 def test_a_driver_that_hides_its_input_is_lent_once(manager: RedisConnectionManager, run: Any) -> None:
-    """When a release of redis-py moves what has_broken reads, connections are closed, not lent on trust."""
+    """If a release of redis-py moves what has_broken reads, connections are closed after each use."""
 
     async def main() -> None:
         client = await manager.connect()

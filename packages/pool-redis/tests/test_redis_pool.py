@@ -257,7 +257,7 @@ def test_a_foreign_connection_is_refused(redis: Server, run: Any) -> None:
 
     async def main() -> None:
         async with RedisPool(redis.url) as pool:
-            with pytest.raises(TypeError, match="not borrowed from this pool"):
+            with pytest.raises(TypeError, match="is not a connection of this pool"):
                 await pool.release(Connection())
 
     run(main())

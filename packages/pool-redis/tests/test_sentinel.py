@@ -375,7 +375,7 @@ async def _once(pool: Pool[LeasedRedis], value: str) -> None:
 
 
 def test_a_master_that_hung_is_left_behind(service: tuple[Fleet, Fleet], run: Any) -> None:
-    """It wakes up and believes that it is still the master: its idle connections must not be lent."""
+    """When it runs again it still has the role of a master: its idle connections must not be used."""
     data, sentinels = service
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Session state does not travel from one borrower to the next: it is wiped in one round trip, or costs the connection."""
+"""Session state does not reach the next borrower: it is reset in one round trip, or the connection is closed."""
 
 # redis-py types the commands of a pipeline as awaitables, and some of its methods not at all.
 # mypy: disable-error-code="no-untyped-call,attr-defined"
@@ -20,7 +20,7 @@ Leave = Callable[[LeasedRedis], Awaitable[Any]]
 
 
 def test_an_open_multi_does_not_answer_the_next_borrower_queued(manager: RedisConnectionManager, run: Any) -> None:
-    """redis-py's pool lends it on: the next GET is answered QUEUED, and done when somebody says EXEC."""
+    """redis-py's pool hands it out again: the next GET is answered QUEUED, and runs at the next EXEC."""
 
     async def main() -> None:
         async with Pool(manager, max_size=1) as pool:
@@ -31,7 +31,7 @@ def test_an_open_multi_does_not_answer_the_next_borrower_queued(manager: RedisCo
             async with pool.get() as client:
                 assert await client.echo("hello") == b"hello"
                 assert await client.exists("pool-redis:mine") == 0
-                assert await client.client_id() == number  # wiped, not replaced
+                assert await client.client_id() == number  # reset, not replaced
 
     run(main())
 

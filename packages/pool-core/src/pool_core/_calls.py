@@ -38,12 +38,12 @@ SILENT = (CloseReason.LEAKED, CloseReason.DETACHED)
 
 
 class Calls(Generic[C]):
-    """The verbs of one pool's manager, the hooks of its customizer, and which of them are being called."""
+    """Calls the methods of the pool's manager and the hooks of its customizer; knows which calls are under way."""
 
     def __init__(self, shell: Shell[C], manager: ConnectionManager[C], customizer: Any) -> None:
         self._shell = shell
         self.manager = manager
-        # The optional verbs are looked up once.
+        # The optional methods are looked up once.
         self.has_broken = manager.has_broken
         self.reset: Callable[[C], Awaitable[None] | None] | None = getattr(manager, "reset", None)
         self._terminate: Callable[[C], None] | None = getattr(manager, "terminate", None)

@@ -42,7 +42,7 @@ def check_manager(manager: object, *, for_threads: bool = False) -> None:
 
 
 def _near(manager: object, verb: str) -> str | None:
-    """A public method of the manager whose name is nearly that of the verb."""
+    """A public method of the manager whose name is nearly that of the method ``verb``."""
     known = {*_REQUIRED, *_OPTIONAL}
     names = [name for name in dir(manager) if not name.startswith("_") and name not in known]
     names = [name for name in names if abs(len(name) - len(verb)) <= 2]

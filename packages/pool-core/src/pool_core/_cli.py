@@ -106,7 +106,7 @@ def _command(arguments: list[str], run: Callable[[Coroutine[Any, Any, Any]], Any
     secrets = secrets_of(url)
     try:
         manager, found = _registry.manager_and_options(url)
-        # close_timeout too: an open that fails half done says goodbye to what it had, which a hung server never answers.
+        # close_timeout too: an open() that fails closes the connections it has opened; a hung server never answers.
         options: dict[str, Any] = {"connection_timeout": _CONNECTION_TIMEOUT, "close_timeout": _GRACE, **found}
         if args.timeout is not None:
             options["connection_timeout"] = args.timeout

@@ -100,7 +100,7 @@ class Gets(Generic[C]):
         self._next_count = -inf
 
     async def acquire(self, timeout: float | None) -> Slot[C]:
-        """Lend a connection by the long way round."""
+        """Acquire a connection when the fast path cannot: queue, connect or validate."""
         began = self._shell.now() if self.prepares and self._state.is_open else 0.0
         got = self.take_or_queue(timeout)
         if not isinstance(got, Slot):
@@ -180,7 +180,7 @@ class Gets(Generic[C]):
         raise self._refusal(failure)
 
     def found_broken(self, slot: Slot[C], error: BaseException | None = None) -> None:
-        """The warm path took it out to lend it, and it is broken."""
+        """Record that the connection which the fast path took from the idle ones is broken."""
         shell = self._shell
         if error is not None:
             shell.calls.broken_by(error)
@@ -188,7 +188,7 @@ class Gets(Generic[C]):
         self._let_interrupt(None)
 
     async def try_acquire(self) -> Slot[C] | None:
-        """Lend an idle connection, tested if it must be, or None: never queues for a return, never connects."""
+        """Acquire an idle connection, validated if needed, or return None: never queues for a return, never connects."""
         shell, state = self._shell, self._state
         self._life.check_open()
         loop = self._life.loop
@@ -244,7 +244,7 @@ class Gets(Generic[C]):
         return current_task(self._life.loop)
 
     def _observe(self, slot: Slot[C], waited: float) -> None:
-        """Tell who wants to know that a connection was lent."""
+        """Report to listeners, the log and the stacks that a connection was acquired."""
         shell = self._shell
         if shell.stacks:
             slot.stack = messages.stack()

@@ -54,7 +54,7 @@ class Opening:
         self.wanted = False  # somebody opened it too, and did not wait: it does not end with its opener
 
     def end(self, outcome: Outcome) -> None:
-        """Tell all who wait."""
+        """Wake all tasks that wait."""
         self.ended = True
         if self.limit is not None:
             self.limit.drop()
@@ -208,7 +208,7 @@ class Lifecycle(Generic[C]):
         self.end_opening(Outcome("failed", error))
 
     def end_opening(self, outcome: Outcome) -> None:
-        """Tell all who wait for open(). Failed, the pool stays closed for gets until the opener has cleaned up."""
+        """Wake all tasks that wait for open(). After a failure gets fail until the opener has cleaned up."""
         self._shell.state.starting = False
         if self.stage == "opening":
             self.stage = "open"
@@ -270,7 +270,7 @@ class Lifecycle(Generic[C]):
         shell.turn()
 
     def finish_close(self) -> None:
-        """Out of time: terminate what is lent, cut short what is under way, abandon what will not end."""
+        """Terminate connections in use, cancel calls under way, abandon calls that do not end: the timeout is over."""
         if self.stage != "closing" or self.final:
             return
         shell = self._shell

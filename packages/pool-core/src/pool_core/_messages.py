@@ -61,7 +61,7 @@ def label(config: PoolConfig) -> str:
 
 
 def numbers(state: PoolState[Any]) -> str:
-    """Count the connections and who waits, in words."""
+    """Describe how many connections there are in each state, and how many gets wait."""
     now = picture(state)
     counts = [f"{now.in_use} of {state.config.max_size} in use", f"{now.idle} idle"]
     passing = ((what, getattr(now, what)) for what in ("opening", "validating", "resetting", "closing"))

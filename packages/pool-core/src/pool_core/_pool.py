@@ -110,9 +110,9 @@ class Pool(Generic[C]):
     async def close(self, timeout: float = 10.0) -> None:
         """Close the pool, within ``timeout`` (s) and at most a second more, whatever happens.
 
-        Waiting gets fail at once with PoolClosed, idle connections are closed, lent ones and resets are waited for
-        and, when the time is over, terminated. Cancelled, it terminates what is left and re-raises. Before ``open``
-        and on a closed pool it does nothing.
+        Waiting gets fail at once with PoolClosed. Idle connections are closed. The pool waits for connections in use and
+        for resets; after the timeout it terminates them. If close() is cancelled, it terminates the remaining connections
+        and re-raises. Before ``open`` and on a closed pool it does nothing.
 
         Raises:
             ValueError: ``timeout`` is None, negative or NaN.
@@ -166,7 +166,7 @@ class Pool(Generic[C]):
             PoolDeadlock: every connection is held by a task that waits for another one.
             PoolClosed: the pool is not open, or closes meanwhile.
             WrongEventLoop, ForkedPool: the pool belongs to another loop or process.
-            ValueError: a negative time-out, or NaN.
+            ValueError: a negative timeout, or NaN.
         """
         if timeout is not None:
             timeout = check_timeout("timeout", timeout)
@@ -208,7 +208,7 @@ class Pool(Generic[C]):
             raise PoolFull(msg, conn)
 
     def resize(self, *, max_size: int | None = None, min_idle: int | None = None) -> None:
-        """Change the size. Shrinking closes surplus idle connections now, and lent ones on their return.
+        """Change the size. Shrinking closes surplus idle connections now, and those in use on their return.
 
         Raises:
             ValueError, TypeError: the pair is not allowed; then nothing has changed.
@@ -217,7 +217,7 @@ class Pool(Generic[C]):
         self._shell.resize(self._shell.config.resized(max_size=max_size, min_idle=min_idle))
 
     def evict(self, predicate: Callable[[C], bool] | None = None) -> int:
-        """Retire connections softly: idle ones now, lent ones on their return; then ``min_idle`` is brought up again.
+        """Retire connections: idle ones close now, those in use on their return; then the pool restores ``min_idle``.
 
         For a failover or a rotation of credentials (HikariCP #1081). Without a predicate everything goes whose
         connect began before now. With one, each open connection is judged now.
@@ -249,6 +249,11 @@ class Pool(Generic[C]):
             raise TypeError(msg)
         self._shell.life.check_loop()
         return self._shell.listen(listener)
+
+    @property
+    def manager(self) -> ConnectionManager[C]:
+        """The manager that the pool was made with."""
+        return self._shell.calls.manager
 
     @property
     def config(self) -> PoolConfig:

@@ -29,6 +29,7 @@ THREADS_GROUP = "pool_core.threads.managers"
 EXTRAS = {
     "postgresql": "postgres",
     "postgres": "postgres",
+    "postgresql+psycopg": "psycopg",
     "redis": "redis",
     "rediss": "redis",
     "unix": "redis",
@@ -58,7 +59,7 @@ EXTRAS = {
     "arangodb": "arangodb",
     "arangodb+https": "arangodb",
 }
-"""What to install for a scheme that nobody claims: the extras of pool-core, by scheme."""
+"""What to install for a scheme that no installed adapter has: the extras of pool-core, by scheme."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):(//)?")
 _HARMLESS = re.compile(r"[\w.+\-]{0,40}", re.ASCII)

@@ -332,7 +332,7 @@ class Shell(Generic[C]):
         overdue = [s for s in self.state.slots if s.holder is not None and now - s.stamp > threshold]
         told, self._leaks = self._leaks, {(slot.id, slot.uses) for slot in overdue}
         for slot in overdue:
-            if (slot.id, slot.uses) in told:  # once for each loan
+            if (slot.id, slot.uses) in told:  # once for each lease
                 continue
             held = now - slot.stamp
             if self.hooks.listeners:
@@ -354,7 +354,7 @@ class Shell(Generic[C]):
     # -- giving back
 
     def returned(self, slot: Slot[C], now: float, how: int) -> bool:
-        """Ask whether it is broken, and tell the state that a lease ended. True: it is to be wiped."""
+        """Check whether the connection is broken, and end its lease in the state. True: it must be reset."""
         if not how & BROKEN and slot in self.state.slots and self.calls.is_broken(slot.conn):
             how |= BROKEN
         return self.state.give_back(slot, now, how)
@@ -379,7 +379,7 @@ class Shell(Generic[C]):
             self.last_turn()
 
     def give_back(self, slot: Slot[C], how: int = 0) -> None:
-        """End a lease: bookkeeping now; the wiping and closing go on in tasks of the pool's own."""
+        """End a lease: bookkeeping now; resetting and closing run in tasks of the pool."""
         state = self.state
         if how and self.life.loop.is_closed():  # a block that was thrown away after its loop
             self.reclaim(slot)
@@ -404,7 +404,7 @@ class Shell(Generic[C]):
     def give_back_raised(self, slot: Slot[C], how: int, error: BaseException | None) -> None:
         """End a lease in which something was raised: the manager may judge what it means."""
         verdict = self.calls.verdict(error, slot.conn) if slot in self.state.slots else Verdict.KEEP
-        # A connection that is retired already says nothing about those that replace it.
+        # The error of a connection that is already retired does not concern those that replace it.
         if verdict is Verdict.RETIRE_ALL and self.state.is_open and slot.mark is not CloseReason.EVICTED:
             self.hooks.note(INFO, "all connections are retired: judge answered RETIRE_ALL to %s", type(error).__name__)
             self.event(self.state.evict, None, self.now())
@@ -413,7 +413,7 @@ class Shell(Generic[C]):
         self.give_back(slot, how)
 
     def wipe(self, slot: Slot[C]) -> bool:
-        """Wipe what the borrower left behind. True: it is clean, and idle by the caller; else the pool sees to it."""
+        """Reset the connection. True: done, and the caller makes it idle; otherwise the pool takes care of it."""
         state = self.state
         now = self.now()
         clean = self._wipe(slot, now)
@@ -428,7 +428,7 @@ class Shell(Generic[C]):
         return clean
 
     def _wipe(self, slot: Slot[C], now: float) -> bool:
-        """True: there is nothing to wipe, or it is done. Else the connection comes back later, or is gone."""
+        """True: there is nothing to reset, or it is done. Otherwise the connection becomes idle later, or is gone."""
         calls, state = self.calls, self.state
         assert calls.reset is not None
         if self.life.loop.is_closed():  # a block that ended after its loop: nothing can be awaited any more
@@ -469,7 +469,7 @@ class Shell(Generic[C]):
         self.turn()
 
     def detach(self, slot: Slot[C]) -> None:
-        """A lent connection leaves the pool for good."""
+        """Take a connection in use out of the pool for good."""
         now = self.now()
         if self.hooks.listeners:
             self.hooks.emit(self.events().CheckedIn(slot.id, now - slot.stamp))

@@ -1,6 +1,6 @@
-"""The adapter of examples/custom_manager.py, which the kit's tests try, and make wrong.
+"""The adapter of examples/custom_manager.py; the suite's tests check it and wrong versions of it.
 
-Not by runpy: since Python 3.15 a traceback through a module without a loader is a warning, and warnings are errors here.
+It does not use runpy: since Python 3.15 a traceback through a module without a loader warns, and warnings are errors here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The conformance kit as a tool: how it is run, skipped, and kept from being silenced."""
+"""The conformance suite: how to run it, how to skip a check, and that no check can be silenced."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_run_all_runs_everything_and_then_raises_every_failure() -> None:
             """Forgets to return."""
 
         def reset(self, conn: Note, /) -> None:
-            """Forgets to wipe."""
+            """Does not reset."""
 
     class WrongConformance(NotesConformance):
         def manager(self, host: str, port: int) -> Any:
@@ -155,7 +155,7 @@ def test_overriding_a_check_is_refused_when_the_class_is_made() -> None:
         class Cheat2(NotesConformance):
             test_fork = None
 
-    with pytest.raises(TypeError, match=r"Cheat3\.run_all overrides the kit itself"):
+    with pytest.raises(TypeError, match=r"Cheat3\.run_all overrides a method of the suite"):
 
         class Cheat3(NotesConformance):
             async def run_all(self) -> dict[str, str]:
@@ -193,7 +193,7 @@ def test_a_skip_is_printed_with_its_reason(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_unittest_runs_it_too() -> None:
-    """The kit is for any runner."""
+    """The suite works with any test runner."""
 
     class Case(NotesConformance, unittest.TestCase):
         pass
@@ -292,7 +292,7 @@ def test_a_check_has_a_time_limit() -> None:
 
 
 def test_a_finding_comes_without_the_kits_traceback_and_a_hooks_own_error_with_all_of_it() -> None:
-    """A page of the kit's insides hides the one sentence that helps; where the author's own code failed does help."""
+    """A traceback through the suite would hide the message; a traceback through the author's own code helps."""
 
     class Blind(NotesConformance):
         probes = (Probe("nothing", dirty=_write, look=lambda conn: asyncio.sleep(0)),)

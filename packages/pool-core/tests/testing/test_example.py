@@ -1,4 +1,4 @@
-"""The example of the documentation passes the kit."""
+"""The example in the documentation passes the conformance suite."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def test_calls_stand_at_a_gate_until_it_opens() -> None:
 
 @pytest.mark.parametrize("missing", ["reset", "terminate", "is_transient"])
 def test_a_manager_without_an_optional_verb_really_lacks_it(missing: str) -> None:
-    """A pool may look for verbs by getattr, hasattr, dir or on the class: nothing must be found."""
+    """A pool may look for methods by getattr, hasattr, dir or on the class: it must find none."""
     manager = ScriptedManager(without=[missing])
     for verb in ("reset", "terminate", "is_transient"):
         present = verb != missing
@@ -180,7 +180,7 @@ def test_a_manager_without_an_optional_verb_really_lacks_it(missing: str) -> Non
 
 
 def test_a_subclass_keeps_its_own_verbs() -> None:
-    """A test may override one verb and leave the rest to the scripts."""
+    """A test may override one method and leave the rest to the scripts."""
 
     class Own(ScriptedManager):
         def is_transient(self, exc: BaseException, /) -> bool:
@@ -195,7 +195,7 @@ def test_a_subclass_keeps_its_own_verbs() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ScriptedManager(conect=OK), "conect: no verb of a manager"),
+        (lambda: ScriptedManager(conect=OK), "conect: not a method of a manager"),
         (lambda: ScriptedManager(without=["connect"]), "only reset, terminate, is_transient can be left out"),
         (lambda: ScriptedManager(without=["reset"], reset=OK), "reset: left out, and yet given a script"),
         (lambda: ScriptedManager(has_broken=Delay(1)), "has_broken is synchronous and cannot wait: Delay"),
@@ -203,7 +203,7 @@ def test_a_subclass_keeps_its_own_verbs() -> None:
     ],
 )
 def test_a_wrong_script_is_refused_when_it_is_given(make: Any, message: str) -> None:
-    """A misspelt verb would otherwise be a test that tests nothing."""
+    """Otherwise a test with a misspelt method would check nothing."""
     with pytest.raises(TypeError, match=message):
         make()
 

@@ -64,7 +64,7 @@ def test_asyncio_timeouts_see_virtual_time() -> None:
 
 
 def test_a_deadlock_is_an_error_that_names_the_waiting_tasks() -> None:
-    """A hang says who hangs and where, instead of a time-out of the whole suite."""
+    """The error names the task that hangs and where; without it the whole suite would time out."""
 
     async def lost() -> None:
         await asyncio.Event().wait()
@@ -117,7 +117,7 @@ def test_a_timer_that_is_left_set_is_an_error_that_names_it() -> None:
 
 
 def test_a_task_that_swallows_its_cancel_does_not_hang_the_run() -> None:
-    """The kit has to survive the programs that it is made to find."""
+    """The suite must not hang on the adapters that it is meant to find."""
 
     async def stubborn() -> None:
         while True:

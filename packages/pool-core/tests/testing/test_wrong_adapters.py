@@ -53,7 +53,7 @@ class Parts:
 
 
 def right(*, without: str = "") -> Any:
-    """The right adapter as a class of its own, so that it can really lack a verb."""
+    """The right adapter as a class of its own, so that it can really lack a method."""
     body = {**vars(LineManager), **vars(Parts)}
     for name in ("__dict__", "__weakref__", without):
         body.pop(name, None)
@@ -67,7 +67,7 @@ Base = right()
 
 
 class NoHasBroken(right(without="has_broken")):
-    """Three verbs of four."""
+    """Three of the four methods."""
 
 
 class MisspeltReset(right(without="reset")):
@@ -804,7 +804,7 @@ WRONG = [
     (ForgetsTheConnection, "connect_and_use", "connect returned None: return the connection"),
     (IsValidIsPlain, "connect_and_use", "is_valid returned True instead of an awaitable: make it an async def"),
     (HasBrokenForgetsReturn, "has_broken_is_quick", "has_broken returned None: return True or False"),
-    (ResetReturnsTrue, "connect_and_use", r"reset returned True: return None \(nothing to wipe\) or an awaitable"),
+    (ResetReturnsTrue, "connect_and_use", r"reset returned True: return None \(nothing to reset\) or an awaitable"),
     (ResetFails, "in_a_pool", "the pool reports an error after ordinary use: NotImplementedError: some day"),
     (SameConnectionTwice, "connect_and_use", "connect returned the same object twice"),
     (NewIsBroken, "connect_and_use", "has_broken of a new connection is True instead of False"),
@@ -890,7 +890,7 @@ WRONG = [
 def test_a_wrong_adapter_is_caught_by_a_message_that_names_its_fault(
     manager: Any, check: str, message: str, server: Any
 ) -> None:
-    """A kit that has never failed an adapter has proved nothing."""
+    """A check that has never failed is not known to find its fault."""
     LeavesThreads.stop.clear()
     began = time.monotonic()
     with pytest.raises(AssertionError, match=message):
@@ -902,7 +902,7 @@ def test_a_wrong_adapter_is_caught_by_a_message_that_names_its_fault(
 
 @pytest.mark.parametrize("check", [name for name in dir(Suspect) if name.startswith("test_")])
 def test_the_same_adapter_without_the_fault_passes(check: str, server: Any) -> None:
-    """What catches the wrong ones must not be the kit's own scaffolding."""
+    """A wrong adapter must fail because of its fault, not because of the test's set-up."""
     conformance = suspect(Base, server)
     conformance.patience = ManagerConformance.patience  # nobody waits for it
     getattr(conformance, check)()
@@ -935,7 +935,7 @@ def test_a_driver_that_says_something_by_itself_now_and_then_is_no_suspect(serve
             loop.call_later(0.01, heartbeat)
             return conn
 
-    getattr(suspect(Watching, server), "test_has_broken_is_quick")()  # noqa: B009 - the kit makes it
+    getattr(suspect(Watching, server), "test_has_broken_is_quick")()  # noqa: B009 - the suite makes it
 
 
 def test_every_check_has_caught_something() -> None:

@@ -125,6 +125,7 @@ class OdbcConnection(Connection):  # type: ignore[misc, unused-ignore]
             raise
 
     async def _cursor(self) -> Cursor:
+        self._refuse_if_closed()
         cursor: Cursor = await super()._cursor()
         self._cursors.add(cursor)
         # A cursor that is dropped is closed in the thread: here that would wait for the call that runs there.

@@ -1,4 +1,4 @@
-"""What this adapter needs of asyncpg beyond its public interface: all of it stands here, and ``known`` looks first."""
+"""The private parts of asyncpg that this adapter uses: only this module does, and ``known`` checks for them first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import asyncpg.transaction
 
 try:
     from asyncpg.protocol.protocol import PreparedStatementState
-except ImportError:  # `known` says so, at the first connect
+except ImportError:  # `known` returns False then, at the first connection attempt
     PreparedStatementState: Any = None  # type: ignore[no-redef]
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ _IN_USE: Final[list[Any]] = []
 
 
 def is_busy(conn: Any) -> bool:
-    """Tell whether an operation is under way, without I/O, in some 3 us.
+    """Return whether an operation is under way, without I/O, in some 3 us.
 
-    Of the protocol's methods this one looks at its state, and then refuses a statement that is in use before it sends
-    anything: one error or the other tells.
+    ``close_statement`` first checks the protocol's state, and then refuses a statement that is in use before it sends
+    anything. Which error it raises gives the answer.
     """
     if not _IN_USE:
         statement = PreparedStatementState("", "", conn._protocol, asyncpg.Record, False)
@@ -88,32 +88,32 @@ def is_busy(conn: Any) -> bool:
 
 
 def is_cancelling(conn: Any) -> bool:
-    """Tell whether a query was cut off, and the connection has not been used since.
+    """Return whether a query was cancelled, and the connection has not been used since.
 
-    It says nothing against the connection: the driver asks the server to cancel, and its next operation waits until
-    that is confirmed.
+    Such a connection is not broken: the driver asks the server to cancel, and its next operation waits until the
+    server has confirmed it.
     """
     return conn._protocol._is_cancelling() is True
 
 
 async def cancelled(conn: Any) -> None:
-    """Wait until the server has confirmed the cancel of a query that was cut off. Raises if that closed the connection."""
+    """Wait until the server has confirmed that a query was cancelled. Raises if that closed the connection."""
     await conn._protocol._wait_for_cancellation()
     if conn.is_closed():
         raise asyncpg.InterfaceError("the server did not confirm in time that a query was cancelled")
 
 
 def forget_borrower(conn: Any, *, transaction: bool, listeners: bool) -> None:
-    """End what the borrower's objects can still do to this connection.
+    """Make the borrower's cursors, prepared statements and transactions unusable.
 
-    Cursors, prepared statements and transactions of the past refuse from now on: a generator that is finalised late
-    would otherwise commit the next borrower's transaction. asyncpg's own pool counts releases for the same reason.
+    They raise from now on. Otherwise a generator that is finalised late could commit the next borrower's transaction.
+    asyncpg's own pool counts releases for the same reason.
 
     Args:
         transaction: also forget the transaction object. A ROLLBACK sent as plain SQL leaves it in place, and the next
             ``conn.transaction()`` would be a savepoint in no transaction.
         listeners: also forget listeners. After UNLISTEN the driver would otherwise believe that it still listens, and
-            the next ``add_listener`` would send nothing. Warns of them, as asyncpg's own pool does.
+            the next ``add_listener`` would send nothing. A warning names them, as in asyncpg's own pool.
     """
     conn._pool_release_ctr += 1
     if transaction:
@@ -148,17 +148,17 @@ def drop(conn: Any) -> None:
 
 
 def tls_was_refused(exc: OSError) -> bool:
-    """Tell whether the server does not speak TLS though the settings demand it: only the driver's text says so."""
+    """Return whether the settings demand TLS and the server lacks it: only the driver's message shows this."""
     return type(exc) is ConnectionError and "rejected SSL upgrade" in str(exc)
 
 
 def was_reading_settings(exc: OSError) -> bool:
-    """Tell whether a file that the settings name could not be read (a certificate): the network was not reached."""
+    """Return whether a file that the settings name, such as a certificate, could not be read."""
     return any(frame.f_code.co_name == "_parse_connect_arguments" for frame, _ in walk_tb(exc.__traceback__))
 
 
 def refuses_settings(exc: asyncpg.InterfaceError | asyncpg.InternalClientError) -> bool:
-    """Tell an error of configuration or of authentication from one of a connection that was lost meanwhile."""
+    """Return whether the error is about configuration or authentication, not about a lost connection."""
     if isinstance(exc, asyncpg.InterfaceError):
         return "closed" not in str(exc)
     return "performing authentication" in str(exc)
@@ -168,7 +168,7 @@ _DriverTransaction: Any = asyncpg.transaction.Transaction
 
 
 def meant_to_be_read_only(exc: BaseException) -> bool:
-    """Tell whether the borrower's own ``transaction(readonly=True)`` caused this error."""
+    """Return whether the borrower's own ``transaction(readonly=True)`` caused this error."""
     return getattr(exc, _READ_ONLY, False)
 
 

@@ -11,7 +11,8 @@ from pool_core import ReplaceConnection, Verdict
 from pool_core.adapters import boolean, choice, dropping_on_failure, is_transient, judge, number
 
 from pool_postgres import _internals
-from pool_postgres._errors import VERDICTS, heals
+from pool_postgres._errors import heals
+from pool_postgres._postgres import RESETS, SAVEPOINT, VERDICTS
 from pool_postgres._settings import PostgresSettings
 
 if TYPE_CHECKING:
@@ -21,16 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresConnectionManager"]
 
-# What DISCARD ALL does, but for prepared statements and plans: asyncpg keeps its own, and they belong to no borrower.
-# One message of several statements is one round trip and one transaction. SET SESSION AUTHORIZATION comes first, since
-# the borrower's role may be allowed less; the function is named in full, since search_path may still be the borrower's.
-_SAFE: Final = (
-    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; UNLISTEN *; "
-    "SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
-)
-_RESETS: Final = {"safe": _SAFE, "strict": f"{_SAFE}; DISCARD PLANS; DEALLOCATE ALL", "none": ""}
-# DISCARD ALL itself is refused in a message of several statements, so it could not follow a ROLLBACK.
-_SAVEPOINT: Final = "pool_core_check_in"
 _STANDBYS: Final = ("standby", "read-only", "prefer-standby")
 
 
@@ -41,26 +32,27 @@ class PostgresConnectionManager:
 
     Args:
         dsn: ``postgresql://user:password@host:port/database?option=value``, also with several hosts. None: keywords,
-            or the driver's defaults (environment, password file, service file). Options that are neither the driver's
-            nor known hosters' (see the README) are server settings.
-        reset: what is reset before the next borrower, in one round trip after the borrower has gone on.
+            or the driver's defaults (environment, password file, service file). Options that neither the driver nor
+            the README's table knows are server settings.
+        reset: what is reset between borrowers, in one round trip for which the borrower does not wait.
             ``"safe"``: role, session authorization, settings, search_path, advisory locks, LISTEN, temporary tables,
-            cursors, sequence caches. ``"strict"``: prepared statements and plans too, at the price of preparing
+            cursors, sequence caches. ``"strict"``: also prepared statements and plans, which must then be prepared
             anew. ``"none"``: nothing, for programs that change no session state, and behind PgBouncer in transaction
-            mode. A cut-off query is always waited for, and an open transaction always ended. None (default):
-            ``"none"`` with ``pgbouncer=true`` in the dsn, else ``"safe"``.
-        open_transaction: what becomes of a connection that is returned in a transaction. ``"rollback"``: it is rolled
+            mode. Each mode waits for a cancelled query and ends an open transaction. None (default): ``"none"`` with
+            ``pgbouncer=true`` in the dsn, else ``"safe"``.
+        open_transaction: what happens to a connection that is returned in a transaction. ``"rollback"``: it is rolled
             back. ``"close"``: the connection counts as broken and is closed (diesel's rule).
-        test_transaction: for tests. Each connection begins a transaction that is never committed: what one lease
-            writes the next sees (with ``max_size=1``), and nothing is left when the pool closes. The code's own
+        test_transaction: for tests. Each connection begins a transaction that is never committed: the next lease sees
+            what one lease wrote (with ``max_size=1``), and nothing is left when the pool closes. The code's own
             ``conn.transaction()`` become savepoints, without isolation levels. When a lease leaves the transaction
-            failed, it is rolled back to where that lease began. A COMMIT sent as plain SQL costs the connection.
-        cancel_timeout: seconds from a query's being cut off (a cancelled task, a query's ``timeout=``) until the
-            server must have confirmed it. Then the connection is dropped, so that code which must wait for it, as the
-            rollback at the end of ``async with conn.transaction()``, is not held up by a server that hangs. None: wait
-            without end, as asyncpg does.
-        connect_kwargs: the keywords of ``asyncpg.connect``; they win over the dsn, and None is not given. ``user`` and
-            ``password`` may be callables, sync or async, which are called for each connection.
+            failed, it is rolled back to where that lease began. After a COMMIT sent as plain SQL the connection is
+            closed.
+        cancel_timeout: seconds that the server has to confirm that a query was cancelled (by a cancelled task, or a
+            query's ``timeout=``). Then the connection is terminated, so that a hung server does not block code which
+            waits for it, such as the rollback at the end of ``async with conn.transaction()``. None: no limit, as in
+            asyncpg.
+        connect_kwargs: the keywords of ``asyncpg.connect``; they win over the dsn, and None means "not given".
+            ``user`` and ``password`` may be callables, sync or async, which are called for each connection.
 
     Raises:
         TypeError: an unknown keyword, or a wrong type.
@@ -92,9 +84,9 @@ class PostgresConnectionManager:
         self._use(PostgresSettings(dsn, connect_kwargs))
         if reset is None:
             reset = "none" if self._settings.values.get("pgbouncer") else "safe"
-        choice(*_RESETS).check("reset", reset)
+        choice(*RESETS).check("reset", reset)
         self._reset = reset
-        self._queries = (_RESETS[reset], f"ROLLBACK; {_RESETS[reset]}")  # by whether there is a transaction
+        self._queries = (RESETS[reset], f"ROLLBACK; {RESETS[reset]}")  # by whether there is a transaction
         if type(self).has_broken is PostgresConnectionManager.has_broken and not (
             test_transaction or self._close_open_transactions
         ):
@@ -110,8 +102,8 @@ class PostgresConnectionManager:
         Present connections stay; ``pool.evict()`` retires them.
 
         Args:
-            dsn: replaces all that the former one said. None: it stays.
-            connect_kwargs: each replaces the former one of its name; the others stay, and win over the dsn.
+            dsn: replaces everything that the former one set. None: it stays.
+            connect_kwargs: each replaces the former one of the same name; the others stay, and win over the dsn.
 
         Raises:
             TypeError, ValueError: as when the manager is made. Then nothing is changed.
@@ -126,7 +118,7 @@ class PostgresConnectionManager:
         self._settings = settings
 
     async def connect(self) -> Connection:
-        """Open a connection. Whatever asyncpg raises is raised unchanged."""
+        """Open a connection. Errors of asyncpg are raised unchanged."""
         kind = self._connection_class
         arguments = await self._settings.resolved()
         conn: Connection = await asyncpg.connect(**{**arguments, "connection_class": kind})
@@ -134,7 +126,7 @@ class PostgresConnectionManager:
             self._driver_is_known = _internals.known(conn)
             if self._test_transaction:
                 await conn.transaction().start()
-                await conn.execute(f"SAVEPOINT {_SAVEPOINT}")
+                await conn.execute(f"SAVEPOINT {SAVEPOINT}")
         self._connections.setdefault(asyncio.get_running_loop(), weakref.WeakSet()).add(conn)
         return conn
 
@@ -146,9 +138,9 @@ class PostgresConnectionManager:
     def has_broken(self, conn: Connection, /) -> bool:
         """Tell whether the socket is closed, or the transaction in a state that the options do not allow.
 
-        A cut-off query is no breakage: ``reset`` waits until the server has confirmed it.
+        A cancelled query does not count as broken: ``reset`` waits until the server has confirmed the cancel.
         """
-        # In this order: after terminate() asyncpg can no longer be asked about the transaction.
+        # In this order: after terminate() asyncpg's is_in_transaction() raises.
         return conn.is_closed() or (
             (self._test_transaction or self._close_open_transactions)
             and conn.is_in_transaction() is not self._test_transaction
@@ -159,13 +151,13 @@ class PostgresConnectionManager:
         await conn.close()
 
     def terminate(self, conn: Connection, /) -> None:
-        """Drop the socket."""
+        """Drop the socket at once."""
         _internals.drop(conn)
 
     def reset(self, conn: Connection, /) -> Awaitable[None] | None:
-        """Reset what ``reset`` names, roll back an open transaction, wait for a cut-off query.
+        """Reset what ``reset`` names, roll back an open transaction, wait for a cancelled query.
 
-        None only with ``reset="none"``, where none of it is needed.
+        Returns None only with ``reset="none"``, if there is nothing to do.
         """
         if not self._driver_is_known:
             raise RuntimeError(
@@ -181,7 +173,7 @@ class PostgresConnectionManager:
             return self._reset_when_cancelled(conn)
         if query := self._queries[conn.is_in_transaction()]:
             return cast("Awaitable[None]", conn.execute(query))
-        if _internals.is_busy(conn):  # execute() would have said so
+        if _internals.is_busy(conn):  # in the other modes execute() raises
             raise asyncpg.InterfaceError("a connection came back while a task of its borrower still uses it")
         return None
 
@@ -195,26 +187,26 @@ class PostgresConnectionManager:
 
     async def _check_in(self, conn: Connection) -> None:
         """Let the test transaction go on from here, or from where the lease began if the lease left it failed."""
-        renew = f"RELEASE SAVEPOINT {_SAVEPOINT}; {self._queries[False]}; SAVEPOINT {_SAVEPOINT}"
+        renew = f"RELEASE SAVEPOINT {SAVEPOINT}; {self._queries[False]}; SAVEPOINT {SAVEPOINT}"
         try:
             await conn.execute(renew)
         except asyncpg.InFailedSQLTransactionError:
-            await conn.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}; {renew}")
+            await conn.execute(f"ROLLBACK TO SAVEPOINT {SAVEPOINT}; {renew}")
 
     def is_transient(self, exc: Exception, /) -> bool:
-        """Tell by SQLSTATE and by the system's error whether the same connect may succeed later.
+        """Return, by SQLSTATE or the system's error, whether the same connection attempt may succeed later.
 
-        Not so: a wrong password, an unknown database, role or host, TLS refused by either side, settings that the
-        driver or the server does not take.
+        False for a wrong password, an unknown database, role or host, TLS refused by either side, and settings that
+        the driver or the server does not accept.
         """
         return is_transient(exc, heals)
 
     def judge(self, exc: Exception, conn: Connection, /) -> Verdict:
-        """Return by SQLSTATE what an error within a block means for connections.
+        """Return, by SQLSTATE, what an error within a block means for connections.
 
-        RETIRE_ALL for 25006, read-only: the primary has become a standby. Not so where the borrower asked for
-        ``conn.transaction(readonly=True)``, or the manager for a standby (``target_session_attrs``). CLOSE for errors
-        after which this session cannot be used or trusted, see the README.
+        RETIRE_ALL for 25006, read-only: the primary has become a standby. KEEP for 25006 if the borrower used
+        ``conn.transaction(readonly=True)``, or ``target_session_attrs`` names a standby. CLOSE for errors after which
+        this session cannot be used or trusted, see the README.
         """
         verdict = judge(exc, VERDICTS)
         if verdict is Verdict.RETIRE_ALL and (

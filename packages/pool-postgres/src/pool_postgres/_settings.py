@@ -1,4 +1,4 @@
-"""What a user asks for: a URL, the keywords of ``asyncpg.connect``, and what hosters print into their URLs."""
+"""The settings: a URL, the keywords of ``asyncpg.connect``, and the options in the URLs of hosting providers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["PostgresSettings"]
 _SCHEMES: Final = ("postgresql", "postgres")
 _FORM: Final = "postgresql://user:password@host:5432/database"
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-# They stand in a URL, and are keywords of asyncpg.connect under the same names.
+# Options of a URL that asyncpg.connect takes as keywords of the same names.
 _SAME: Final[dict[str, Kind[Any]]] = {
     **dict.fromkeys(("passfile", "service", "servicefile", "krbsrvname"), text()),
     "gsslib": choice("gssapi", "sspi"),
@@ -83,7 +83,7 @@ class PostgresSettings(Settings):
     secret = frozenset({"password", "dsn"})  # the latter may hold sslpassword
 
     def read(self, url: str) -> Mapping[str, Any]:
-        """Read a URL as asyncpg does; see the README for what is translated. What is not known is a server setting."""
+        """Read a URL as asyncpg does; the README lists what is translated. Unknown options are server settings."""
         parts = URL(url, schemes=_SCHEMES, form=_FORM, several_hosts=True)
         query = dict(parts.query)
         if len(query) < len(parts.query):
@@ -104,7 +104,7 @@ class PostgresSettings(Settings):
         return {**{name: value for name, value in named.items() if value}, **_translated(given)}
 
     def check(self, values: Mapping[str, Any]) -> None:
-        """Refuse now what asyncpg would refuse at the first connect, or send to the server."""
+        """Refuse now what asyncpg would refuse at the first connection attempt, or send to the server."""
         super().check(values)
         _KEYWORDS.check(self._keywords)
         hosts, ports = _listed(values.get("host")), _listed(values.get("port"))
@@ -137,7 +137,7 @@ class PostgresSettings(Settings):
 
     @property
     def values(self) -> dict[str, Any]:
-        """As asyncpg merges a URL and keywords: None is not given, and a host leaves the URL's port behind."""
+        """Merge the URL and the keywords as asyncpg does: None is not given, and a host drops the URL's port."""
         given = {name: value for name, value in self._keywords.items() if value is not None}
         values = {**self._from_url, **given}
         if "host" in given and "port" not in given:
@@ -154,7 +154,7 @@ class PostgresSettings(Settings):
 
 
 def _translated(given: dict[str, Any]) -> dict[str, Any]:
-    """What asyncpg calls by another name, or cannot do."""
+    """Translate what asyncpg calls by another name, and refuse what it cannot do."""
     if given.pop("channel_binding", None) == "require":
         raise ValueError(
             "channel_binding=require in the URL: asyncpg cannot do that. Remove it; sslmode=verify-full proves the "
@@ -179,7 +179,7 @@ def _translated(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hosts(spec: str) -> tuple[Host, ...]:
-    """Read ``?host=...``, where the path of a socket stands as it is."""
+    """Read ``?host=...``, where the path of a socket is not encoded."""
     return URL(f"postgresql://{quote(spec, safe=':[],')}", schemes=_SCHEMES, form=_FORM, several_hosts=True).hosts
 
 

@@ -69,8 +69,8 @@ class LeasedRedisCluster(RedisCluster):
 
     Attributes:
         sockets: the connections that are or were open, of whatever node.
-        spoilt: the client itself was changed, so that it must not be lent again.
-        closed: it must open no socket any more, whatever redis-py retries.
+        spoilt: the client itself was changed, so it must not be used again.
+        closed: the client must not open another socket, also if redis-py retries.
     """
 
     def __init__(self, known_commands: dict[str, Any], **options: Any) -> None:

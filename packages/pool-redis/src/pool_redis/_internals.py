@@ -47,12 +47,12 @@ class TrackedConnection(Marks, AbstractConnection):
 
     Attributes:
         unanswered: commands sent whose replies were not read, so that the next reply may be an older one.
-        dirt: bits of the session state that the borrower may have changed.
+        dirt: flags for the session state that the borrower may have changed.
         blocking: seconds that the unanswered commands may block on the server, beside ``socket_timeout``.
-        limit: dirt from here on cannot be taken back.
+        limit: dirt from this flag on cannot be undone.
         sealed: refuse to reconnect, since a new connection under an old lease would have another age and session.
         spoken: the passwords sent until the connection was sealed: errors must not show them.
-        lease: room for what :class:`pool_redis.RedisPool` keeps with a connection that it has lent.
+        lease: the lease that :class:`pool_redis.RedisPool` keeps with a connection in use.
         owner: the cluster client that this connection to one of its nodes belongs to, and that may reconnect it.
         role: what a Sentinel's server was when it was connected to.
         writes: it was opened for writing: after the answer READONLY it leads to the wrong server.
@@ -160,13 +160,13 @@ class TrackedConnection(Marks, AbstractConnection):
         self.leftover = getattr(getattr(self._parser, "_reader", None), "has_data", None)  # hiredis
 
     def lend(self, lease: Any, retry: Retry | None) -> None:
-        """Let redis-py use it as one of its own pool's: it may reconnect, and then is closed on return."""
+        """Let redis-py use the connection as from its own pool: it may reconnect, and is then closed on return."""
         self.lease, self.sealed = lease, False
         if retry is not None:
             self.retry, self._strict_retry = copy.deepcopy(retry), self.retry
 
     def take_back(self) -> Any:
-        """End what `lend` began, and return the lease; None when it is not lent."""
+        """Undo `lend`, and return the lease; None if the connection is not in use."""
         lease, self.lease, self.sealed = self.lease, None, True
         if self._strict_retry is not None:
             self.retry, self._strict_retry = self._strict_retry, None
@@ -183,7 +183,7 @@ class TrackedConnection(Marks, AbstractConnection):
         self.dirt = 0
 
     def drop(self) -> None:
-        """Close the socket at once: no goodbye, no waiting."""
+        """Close the socket at once: send nothing, wait for nothing."""
         writer, self._reader, self._writer = self._writer, None, None
         self.forget()
         self._parser.on_disconnect()  # type: ignore[no-untyped-call]

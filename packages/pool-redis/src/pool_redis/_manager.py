@@ -78,9 +78,9 @@ def judge(exc: Exception, client: object, /) -> Verdict:
 
 
 class RedisConnectionManager:
-    """Opens, tests, wipes and closes connections to one Redis (or Valkey) server.
+    """Opens, validates, resets and closes connections to one Redis (or Valkey) server.
 
-    The lease is a :class:`redis.asyncio.Redis` client that is pinned to one real connection: commands, pipelines,
+    A lease yields a :class:`redis.asyncio.Redis` client that is pinned to one connection: commands, pipelines,
     transactions, WATCH, PubSub, Monitor and blocking commands all use it, and it never reconnects by itself.
 
     Args:
@@ -144,11 +144,11 @@ class RedisConnectionManager:
         return judge(exc, client)
 
     def reset(self, client: LeasedRedis, /) -> Awaitable[None] | None:
-        """Take back what the borrower's commands did to the session: nothing, or one round trip."""
+        """Undo what the borrower's commands changed in the session: nothing to do, or one round trip."""
         return client.tracked.clean() if client.tracked.dirt else None
 
     async def close(self, client: LeasedRedis, /) -> None:
-        """Close the socket, for TLS in the proper way. Redis needs no goodbye."""
+        """Close the socket; with TLS after a proper shutdown. Redis needs no QUIT."""
         await client.tracked.disconnect()
 
     def terminate(self, client: LeasedRedis, /) -> None:

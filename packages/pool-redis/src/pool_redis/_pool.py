@@ -80,7 +80,7 @@ class RedisPool(_Base):
     ) -> None:
         if options.get("guard"):
             raise ValueError(
-                "guard=True: a RedisPool lends redis-py's connections, which it cannot guard; leave it out"
+                "guard=True: a RedisPool hands out redis-py's connections, which it cannot guard; leave it out"
             )
         if isinstance(manager, str):
             manager, found = _taken_apart(manager)
@@ -98,7 +98,7 @@ class RedisPool(_Base):
         return f"<RedisPool of {self.pool!r}>"
 
     async def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> TrackedConnection:
-        """Borrow a connection; `release` gives it back.
+        """Acquire a connection; `release` returns it.
 
         Raises:
             redis.MaxConnectionsError: none became free within ``connection_timeout``.
@@ -124,9 +124,9 @@ class RedisPool(_Base):
         return connection
 
     async def release(self, connection: AbstractConnection) -> None:
-        """Take a connection back. A second time does nothing."""
+        """Return a connection to the pool. A second call does nothing."""
         if not isinstance(connection, TrackedConnection):
-            raise TypeError(f"{connection!r} was not borrowed from this pool")
+            raise TypeError(f"{connection!r} is not a connection of this pool")
         lease: PooledConnection[LeasedRedis] | None = connection.take_back()
         if lease is not None:
             lease.release()
@@ -149,7 +149,7 @@ class RedisPool(_Base):
         ]
 
     def set_retry(self, retry: Retry) -> None:
-        """Let connections that are borrowed from now on retry so."""
+        """Set the retries of connections that are acquired from now on."""
         self._retry = retry
         self.connection_kwargs["retry"] = retry
 

@@ -276,7 +276,7 @@ class RedisSentinelConnectionManager(RedisConnectionManager):
             return found
         silence = "; ".join(f"{name}: {error}" for name, error in silent)
         if away:
-            raise MasterAwayError(f"{', '.join(away)}: the master of {self._service!r} is down, by the sentinels' word")
+            raise MasterAwayError(f"{', '.join(away)}: the sentinels say that the master of {self._service!r} is down")
         if unknown:
             raise WrongServer(
                 f"no sentinel knows a service {self._service!r} ({'; '.join(filter(None, [*unknown, silence]))})"

@@ -18,9 +18,13 @@ def _code(exc: BaseException) -> str | None:
 
 
 _HEALS: Final = ErrorTable(
-    (("SQLITE_BUSY*", "SQLITE_LOCKED*", "SQLITE_PROTOCOL*"), True, f"{_CODES}: somebody else holds a lock"),
-    (("SQLITE_INTERRUPT*", "SQLITE_NOMEM*", "SQLITE_FULL*"), True, f"{_CODES}: the machine is short of something"),
-    (sqlite3.Error, False, f"{_CODES}: a file that cannot be opened, or is no database"),
+    (("SQLITE_BUSY*", "SQLITE_LOCKED*", "SQLITE_PROTOCOL*"), True, f"{_CODES}: another connection holds a lock"),
+    (
+        ("SQLITE_INTERRUPT*", "SQLITE_NOMEM*", "SQLITE_FULL*"),
+        True,
+        f"{_CODES}: interrupted, out of memory or disk space",
+    ),
+    (sqlite3.Error, False, f"{_CODES}: a file that cannot be opened, or is not a database"),
     code=_code,
 )
 VERDICTS: Final = ErrorTable(

@@ -1,8 +1,8 @@
-"""The connection that a lease yields: aiosqlite's own, which knows what it is doing and what its borrower changed.
+"""The connection that a lease yields: a subclass of aiosqlite's, which records running calls and session changes.
 
-Everything that aiosqlite does passes through its ``_execute``; here that is one small job class, so that a cancelled
-statement is interrupted or never begun, and a loop that is gone does not kill the thread. SQLite's authorizer, which
-sees every statement when it is compiled, notices what changes the session: such a connection is not used twice.
+Everything that aiosqlite does passes through its ``_execute``. Here one small job class runs each call, so that a
+cancelled statement is interrupted or never begun, and a closed loop does not end the thread. SQLite's authorizer, which
+sees every statement when it is compiled, notices what changes the session: such a connection is not used again.
 
 Privates of aiosqlite used here, and nowhere else in this package: ``_tx``, ``_thread``, ``_running``, ``_connection``, ``_connect``,
 ``_execute`` and ``_STOP_RUNNING_SENTINEL``. Should a release move ``_execute``, ``watched`` stays False, and the manager
@@ -41,10 +41,10 @@ _HARMLESS_CALLS: Final = frozenset(
 
 
 class _Job:
-    """One call in the connection's thread, whose outcome goes to the loop that asked, if that still exists.
+    """One call in the connection's thread, whose outcome goes to the caller's loop, if that still exists.
 
-    Whatever it refers to it lets go as soon as it can: the thread keeps its last job while it waits for another one,
-    and a cursor is half-read for as long as anybody refers to it.
+    The job drops its references as soon as it can: the thread keeps its last job while it waits for the next one, and
+    a cursor stays half-read for as long as there is a reference to it.
     """
 
     __slots__ = ("_function", "_future", "_outcome", "_owner", "finished", "started")
@@ -59,18 +59,18 @@ class _Job:
 
     def __call__(self) -> None:
         # `started` is set before `cancelled` is read, and the loop reads it after the cancel: so a cancelled job that
-        # looks unstarted to the loop is never begun. aiosqlite itself would still run it, unobserved.
+        # looks unstarted to the loop never begins. aiosqlite itself would still run it.
         self.started = True
         future = self._future
         assert future is not None
         try:
             if not future.cancelled():
                 self._outcome = (True, self._run())
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for this job
+        except BaseException as error:  # noqa: BLE001 - it is raised in the task that waits for this job
             self._outcome = (False, error)
         self._owner = self._function = None
         self.finished = True
-        # A closed loop has nobody waiting; aiosqlite's thread would die of this RuntimeError, the database still open.
+        # A closed loop has no waiting task. In aiosqlite this RuntimeError ends the thread with the database open.
         try:
             future.get_loop().call_soon_threadsafe(self._deliver)
         except RuntimeError:
@@ -102,14 +102,14 @@ def _set_up(reference: weakref.ref[WatchedConnection], _task: asyncio.Task[Any])
 
 
 class WatchedConnection(aiosqlite.Connection):
-    """What ``SqliteConnectionManager.connect`` returns. To its borrower it is aiosqlite's connection, no more.
+    """What ``SqliteConnectionManager.connect`` returns. Borrowers use it as aiosqlite's connection.
 
     Attributes:
-        unfinished: Calls under way, and for ever one more after a call was cancelled that its thread had begun.
-        terminated: No further call is begun.
+        unfinished: Calls under way; one more, for good, after a call was cancelled that the thread had begun.
+        terminated: No further call begins.
         watched: This class sees what is executed.
-        begun: In a test transaction: the borrower said BEGIN, and neither COMMIT nor ROLLBACK since.
-        particular: An open transaction, or none, may cost the connection: ask `misplaced`.
+        begun: In a test transaction: the borrower sent BEGIN, and neither COMMIT nor ROLLBACK since.
+        particular: `misplaced` decides whether the state of the transaction makes the connection broken.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class WatchedConnection(aiosqlite.Connection):
         refuse_open: bool,
     ) -> None:
         super().__init__(opener, iter_chunk_size)
-        self._thread.daemon = True  # else the interpreter waits for it for ever: see `_end_all`
+        self._thread.daemon = True  # otherwise the interpreter waits for it forever: see `_end_all`
         _alive.add(self)
         self._raw: sqlite3.Connection | None = None
         self._test = test_transaction
@@ -143,7 +143,7 @@ class WatchedConnection(aiosqlite.Connection):
     # --- calls into the thread ----------------------------------------------------------------------------------------
 
     async def _connect(self) -> WatchedConnection:
-        """Open the database. Whatever cuts this off, the thread closes what it opened, and ends."""
+        """Open the database. If this fails or is cancelled, the thread closes what it opened, and ends."""
         future = asyncio.get_running_loop().create_future()
         self._tx.put_nowait((None, _Job(self, self._open, future)))
         try:
@@ -170,8 +170,8 @@ class WatchedConnection(aiosqlite.Connection):
             result = await future
         except BaseException:
             if job.started and not job.finished:
-                # Nobody waits for this call any more, but SQLite is at it: stop it, and never trust this connection
-                # again. Later statements may fail with "interrupted" for as long as another one is half-read.
+                # The caller is gone, but SQLite still runs the call: stop it, and do not use this connection again.
+                # Later statements may fail with "interrupted" for as long as another one is half-read.
                 with suppress(sqlite3.Error):
                     self._connection.interrupt()
                 raise
@@ -183,7 +183,7 @@ class WatchedConnection(aiosqlite.Connection):
 
     def _call(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._compile_anew:
-            # The customizer's statements may be in sqlite3's cache, and the authorizer sees what is compiled only.
+            # The customizer's statements may be in sqlite3's cache, and the authorizer sees only what is compiled.
             self._compile_anew = False
             assert self._raw is not None
             self._raw.set_authorizer(self._watch)
@@ -210,7 +210,7 @@ class WatchedConnection(aiosqlite.Connection):
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def stop(self) -> asyncio.Future[None] | None:
-        """Close the database and end the thread, after what is queued. The future tells, where a loop is running."""
+        """Close the database and end the thread, after queued calls. Returns a future if a loop is running."""
         self._running = False
         self._no_setup()
         try:
@@ -244,17 +244,17 @@ class WatchedConnection(aiosqlite.Connection):
     # --- the session --------------------------------------------------------------------------------------------------
 
     def await_setup(self) -> None:
-        """Keep what the task that opened the connection changes until it ends: in a pool that is on_connect.
+        """Treat what the opening task changes, until it ends, as set-up: in a pool that is on_connect.
 
-        So a customizer's PRAGMAs and functions are not taken for a borrower's. A task that opens connections by hand,
-        and is still there when the connection is first returned or used by another one, has set nothing up.
+        So a customizer's PRAGMAs and functions do not count as a borrower's. If the opening task still runs when the
+        connection is first returned or used by another task, its changes do not count as set-up.
         """
         self._opening_task = asyncio.current_task()
         if self._opening_task is not None:
             self._opening_task.add_done_callback(self._on_setup)
 
     def set_up(self) -> None:
-        """Take the session as it is now for what every borrower gets."""
+        """Record the present session as the one that every borrower gets."""
         if self._opening_task is not None and self._connection is not None:
             self._opening_task = None
             self._attributes = self._read_attributes()
@@ -266,7 +266,7 @@ class WatchedConnection(aiosqlite.Connection):
             self._opening_task = None
 
     def misplaced(self) -> bool:
-        """Tell whether a transaction is open that must not be, or the test transaction is gone."""
+        """Return whether a transaction is open that must not be, or the test transaction has ended."""
         raw = self._connection
         assert raw is not None
         if self._test:
@@ -274,7 +274,7 @@ class WatchedConnection(aiosqlite.Connection):
         return self._refuse_open and raw.in_transaction
 
     def is_changed(self) -> bool:
-        """Put the factories back, here and now, and tell whether the borrower did what only a new connection undoes."""
+        """Restore the factories at once, and return whether the borrower made a change that needs a new connection."""
         raw = self._connection
         assert raw is not None
         self._no_setup()

@@ -29,28 +29,28 @@ class SqliteConnectionManager:
     Args:
         database: A path (str or ``os.PathLike``; made absolute here, so that a later chdir opens no other file),
             ``sqlite:///relative.db``, ``sqlite:////abs/path.db`` (percent-decoded), a SQLite URI ``file:...``, or
-            ``:memory:`` or ``sqlite://``: one database in memory, shared by all connections of this manager. It lives
-            from the first connect until the manager is garbage-collected, also while the pool has no connection open.
-            In a URL's query may stand wal, busy_timeout, foreign_keys, timeout, open_transaction and
+            ``:memory:`` or ``sqlite://``: one database in memory, shared by all connections of this manager. It exists
+            from the first connection until the manager is garbage-collected, also while no connection is open.
+            A URL's query may contain wal, busy_timeout, foreign_keys, timeout, open_transaction and
             test_transaction, and SQLite's own parameters (``mode=ro``); keyword options win over them.
         wal: True switches the file to write-ahead logging, so that readers and one writer do not block each other.
             Default: as the file is.
         busy_timeout: Milliseconds, as in ``PRAGMA busy_timeout``: how long a statement waits for another connection's
             lock. Default: the driver's ``timeout``, 5.0 seconds.
         foreign_keys: Sets ``PRAGMA foreign_keys``. Default: as SQLite was built, which is off as a rule.
-        open_transaction: What happens to a connection that comes back within a transaction: ``"rollback"`` (default)
+        open_transaction: What happens to a connection that is returned in a transaction: ``"rollback"`` (default)
             or ``"close"`` (diesel's rule).
         test_transaction: For tests, with ``max_size=1``: each connection is opened within a transaction that is never
             committed (diesel's ``begin_test_transaction``). Commit and rollback, as methods and in SQL, work on a
             savepoint in it. Default False.
-        **options: All other options of ``aiosqlite.connect``, passed on as they are: timeout, detect_types,
+        **options: All other options of ``aiosqlite.connect``, passed on unchanged: timeout, detect_types,
             isolation_level, autocommit (Python 3.12), check_same_thread, factory, cached_statements, uri,
             iter_chunk_size.
 
     Raises:
         TypeError: an unknown option, or a value of the wrong type.
-        ValueError: a value or URL that is not allowed, or two options that contradict each other. The text names the
-            option and what is allowed, and nothing of the URL.
+        ValueError: a value or URL that is not allowed, or two options that contradict each other. The message names
+            the option and what is allowed, and quotes no part of the URL.
     """
 
     reset_keeps_on_connect = True
@@ -65,8 +65,8 @@ class SqliteConnectionManager:
     def update(self, database: Database | None = None, **options: Unpack[SqliteOptions]) -> None:
         """Change settings for connections opened from now on; call ``pool.evict()`` to retire those opened before.
 
-        Options that are not named stay as they are. Without ``database`` it is the same one, in memory too; with one, a
-        memory database lives on until the connections to it are closed.
+        Options that are not named stay. Without ``database`` the database stays, also one in memory. With a new
+        database, a former one in memory exists until the connections to it are closed.
 
         Raises:
             TypeError, ValueError: as on construction; nothing is changed then.
@@ -77,7 +77,7 @@ class SqliteConnectionManager:
             self._anchor = None
 
     async def connect(self) -> aiosqlite.Connection:
-        """Open the database in a thread of its own and read from it, so that a file that is none is found out here.
+        """Open the database in a thread of its own and read from it, so that a file that is not a database fails here.
 
         Raises:
             sqlite3.Error: as SQLite raises it, with the file's name; ``NotSupportedError`` if ``wal`` or
@@ -103,7 +103,7 @@ class SqliteConnectionManager:
         return conn
 
     async def is_valid(self, conn: aiosqlite.Connection, /) -> bool:
-        """Prove that the thread and SQLite answer: ``SELECT 1``."""
+        """Send ``SELECT 1`` to the connection's thread."""
         return len(list(await conn.execute_fetchall("SELECT 1"))) == 1
 
     def has_broken(self, conn: aiosqlite.Connection, /) -> bool:
@@ -122,7 +122,7 @@ class SqliteConnectionManager:
         return conn.particular and conn.misplaced()
 
     def reset(self, conn: aiosqlite.Connection, /) -> Awaitable[None] | None:
-        """Put back what a borrower left behind; None, without any call into the thread, where there is nothing.
+        """Undo what a borrower left behind. Returns None, without a call into the thread, if there is nothing to undo.
 
         Put back: an open transaction, half-read cursors, row_factory, text_factory, isolation_level. What a customizer's
         on_connect set up stays. Within a test transaction: only a BEGIN left open, cursors and the two factories.
@@ -142,6 +142,12 @@ class SqliteConnectionManager:
         if conn.is_changed():
             raise ReplaceConnection("the borrower changed the session")
         return conn.reset() if conn.needs_reset() else None
+
+    def keep(self, conn: aiosqlite.Connection, /) -> None:
+        """Let ``reset`` go back to the session as it is now, as it does to what a customizer's on_connect has set up."""
+        if isinstance(conn, WatchedConnection):
+            conn.await_setup()
+            conn.set_up()
 
     async def close(self, conn: aiosqlite.Connection, /) -> None:
         """Close the database and end the thread, after calls that are still queued."""

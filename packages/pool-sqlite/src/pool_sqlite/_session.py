@@ -51,7 +51,7 @@ class Watch:
         elif action in {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}:
             self.noticed = True
         elif self._test and action == sqlite3.SQLITE_TRANSACTION:
-            return sqlite3.SQLITE_DENY  # whatever way it came: nothing ends the test transaction
+            return sqlite3.SQLITE_DENY  # nothing may end the test transaction
         if self.borrowers is not None:
             return self.borrowers(action, first, second, database, source)
         return sqlite3.SQLITE_OK

@@ -41,7 +41,7 @@ class ManagerConformance(ConnectingChecks[C], ReturningChecks[C]):
             async def use(self, conn):
                 assert await conn.ask("echo 1") == "1"
 
-    ``host`` and ``port`` say where the real server is; a fixture may set them on the instance. The kit puts a
+    ``host`` and ``port`` say where the real server is; a fixture may set them on the instance. The suite puts a
     :class:`FaultProxy` before it and passes the proxy's address to :meth:`manager`. Each check has a server that works,
     runs in its own loop, and afterwards no connection, task, thread or socket may be left.
 
@@ -96,7 +96,7 @@ class ManagerConformance(ConnectingChecks[C], ReturningChecks[C]):
                     f" skips = {{{check!r}: 'the reason'}}"
                 )
             if name in ("run_all", "_run", "_lab"):
-                raise TypeError(f"{cls.__name__}.{name} overrides the kit itself: rename it")
+                raise TypeError(f"{cls.__name__}.{name} overrides a method of the suite: rename it")
             close = difflib.get_close_matches(name, _HOOKS, n=1, cutoff=0.85)
             if close and name not in _PUBLIC and not name.startswith("_") and close[0] not in vars(cls):
                 raise TypeError(f"{cls.__name__}.{name} looks like a misspelt hook: {close[0]}")
@@ -181,7 +181,7 @@ def _make_test(name: str) -> Callable[[ManagerConformance[Any]], None]:
             *_, (place, _) = traceback.walk_tb(error.__traceback__)
             if Path(place.f_code.co_filename).parent != _HERE:
                 raise
-            # The text says it all: where in the kit it was written helps nobody.
+            # The message is enough: a traceback through the suite would not help the author of the adapter.
             raise error.with_traceback(None) from error.__cause__
 
     test.__name__ = f"test_{name}"

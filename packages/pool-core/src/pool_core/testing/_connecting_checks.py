@@ -27,10 +27,10 @@ _ARGUMENTS: Final = {"connect": 0, "judge": 2}  # all others take one
 
 
 class ConnectingChecks(Questions[C]):
-    """Does it connect, or say why not, and leave nothing behind?"""
+    """Checks of connecting: it succeeds, or fails with a clear error, and leaves nothing behind."""
 
     async def check_protocol(self, lab: Lab[C]) -> None:
-        """The verbs are there, of the right kind, and making a manager needs no loop and does no I/O."""
+        """The manager has all methods, sync and async as required; making it needs no loop and does no I/O."""
         # In a thread there is no running loop.
         try:
             manager = lab.watch(await asyncio.to_thread(self.manager, *lab.address))
@@ -62,7 +62,7 @@ class ConnectingChecks(Questions[C]):
                 fail(f"{verb} is an async def: it must be a plain def that returns at once, a pool does not await it")
 
     async def check_connect_and_use(self, lab: Lab[C]) -> None:
-        """A new connection works, counts as valid and unbroken, is wiped and closed without complaint."""
+        """A new connection works, counts as valid and unbroken, and is reset and closed without an error."""
         manager = lab.manager()
         first, second = await lab.connect(manager), await lab.connect(manager)
         if first is None:

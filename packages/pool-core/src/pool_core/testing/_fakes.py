@@ -32,9 +32,9 @@ class FakeConnection:
     Attributes:
         id: the number of the connect call it came from, from 1.
         state: ``"open"``, ``"closing"`` while close runs (and after a cancelled close), ``"closed"``, ``"terminated"``.
-        broken: its driver knows that it is dead: has_broken says so.
-        dead: its server is gone and nobody has noticed yet: only is_valid and :meth:`query` find out.
-        dirty: it carries session state that reset wipes.
+        broken: the driver knows that the connection is dead: has_broken returns True.
+        dead: the server is gone, and the driver has not noticed: only is_valid and :meth:`query` fail.
+        dirty: the connection has session state that reset removes.
     """
 
     __slots__ = ("__weakref__", "_busy", "broken", "dead", "dirty", "id", "state")
@@ -54,8 +54,8 @@ class FakeConnection:
             seconds: how long the answer takes; 0 is one turn of the loop.
 
         Raises:
-            ConnectionResetError: it is broken or dead (and broken from now on).
-            AssertionError: it is not open, or somebody else is using it: a pool never lends such a connection.
+            ConnectionResetError: the connection is broken or dead (and broken from now on).
+            AssertionError: it is not open, or another task uses it: a pool must not hand out such a connection.
         """
         if self.state != "open" or self._busy:
             raise AssertionError(
@@ -79,7 +79,7 @@ class FakeConnection:
 
 
 class FakeManager:
-    """A manager with every verb, whose calls all succeed at once: no script, no log, next to no cost.
+    """A manager with all methods, whose calls succeed at once, without scripts or a log, at almost no cost.
 
     Attributes:
         created: how many connections it made.
@@ -148,7 +148,7 @@ class _Never(Outcome):
 
 
 OK: Final = _Ok()
-"""The call does its work: connect makes a connection, is_valid says whether it lives, reset wipes, close closes."""
+"""The call succeeds: connect returns a connection, is_valid whether it is alive; reset removes session state."""
 
 NEVER: Final = _Never()
 """The call never returns, unless it is cancelled."""
@@ -292,7 +292,7 @@ class Gate(Outcome):
 
 
 class Call(NamedTuple):
-    """One call of a verb: when it began, which one, on which connection (for connect: the one it would make)."""
+    """One call of a method: when it began, which method, which connection (for connect: the one it would make)."""
 
     time: float
     verb: str
@@ -300,7 +300,7 @@ class Call(NamedTuple):
 
 
 class _Script:
-    """The outcomes of one verb: from a list until it is used up, else one for every call."""
+    """The outcomes of one method: from a list until it is used up, otherwise one for every call."""
 
     def __init__(self, verb: str, script: object, *, synchronous: bool) -> None:
         self._verb = verb
@@ -364,9 +364,9 @@ _OPTIONAL = ("reset", "terminate", "is_transient")
 
 
 class ScriptedManager:
-    """A manager whose calls do what the test says, and which notices what a pool must never do.
+    """A manager whose calls follow the test's scripts, and which records what a pool must never do.
 
-    Each verb takes a script:
+    Each method takes a script:
 
     - an outcome for every call: ``connect=Delay(3)``, ``reset=NEVER``, ``close=OSError("gone")``;
     - a list of outcomes, or any iterable, one for each call in turn, and ``OK`` when it is used up:
@@ -375,34 +375,34 @@ class ScriptedManager:
 
     An outcome is ``OK``, ``NEVER``, a :class:`Delay`, :class:`Steps`, :class:`SwallowCancel` or :class:`Gate`; an
     exception, to be raised; any other value is returned as it is (``is_valid=[None]`` forgets its ``return True``).
-    Without a script everything succeeds at once. ``reset`` returns None, which means "nothing to wipe", for a
-    connection that is not dirty, unless it has a script.
+    Without a script every call succeeds at once. ``reset`` returns None, which means "nothing to reset", for a
+    connection that is not dirty, unless ``reset`` has a script.
 
     Args:
-        without: optional verbs (``"reset"``, ``"terminate"``, ``"is_transient"``) that this manager does not have:
-            its class lacks them, so that every way of looking finds nothing.
-        scripts: the scripts, by verb.
+        without: optional methods (``"reset"``, ``"terminate"``, ``"is_transient"``) that this manager does not have:
+            its class lacks them, so that no way of looking them up finds one.
+        scripts: the scripts, by method.
 
     Attributes:
         log: every :class:`Call`, in order.
         connections: every connection ever made, in order.
-        faults: what a pool must never do, and did: closed twice, used after the end, two calls at once. The offending
-            call raises an AssertionError too, which a pool may contain: let tests call :meth:`check` at their end.
-        running: calls under way now, by verb.
-        peak: the most calls that were under way at once, by verb.
+        faults: what a pool must never do, and did: closed twice, used after the close, two calls at once. Such a call
+            also raises AssertionError, which a pool may catch: call :meth:`check` at the end of the test.
+        running: calls under way now, by method.
+        peak: the most calls that were under way at once, by method.
     """
 
     reset_keeps_on_connect = True  # a fake's reset takes nothing away
 
     def __new__(cls, *, without: Collection[str] = (), **scripts: object) -> Self:
-        """Choose the class that has the verbs asked for."""
+        """Choose the class that has the requested methods."""
         if unknown := [verb for verb in without if verb not in _OPTIONAL]:
             raise TypeError(f"without={unknown}: only {', '.join(_OPTIONAL)} can be left out")
         return object.__new__(cls._with(tuple(verb for verb in _OPTIONAL if verb not in without)))
 
     @classmethod
     def _with(cls, verbs: tuple[str, ...]) -> type[Self]:
-        """A subclass that has just these of the optional verbs, besides those that this class defines itself."""
+        """A subclass that has just these optional methods, besides those that this class defines itself."""
         variants: dict[tuple[str, ...], Any] | None = vars(cls).get("_variants")
         if variants is None:
             variants = cls._variants = {}
@@ -427,13 +427,15 @@ class ScriptedManager:
         self.script(**scripts)
 
     def script(self, **scripts: object) -> None:
-        """Replace the scripts of some verbs from the next call on.
+        """Replace the scripts of some methods from the next call on.
 
         Raises:
-            TypeError: no such verb, or an outcome that waits for a verb that is synchronous.
+            TypeError: no such method, or an outcome that waits for a method that is synchronous.
         """
         if unknown := [verb for verb in scripts if verb not in _CORE + _OPTIONAL]:
-            raise TypeError(f"{', '.join(unknown)}: no verb of a manager; those are {', '.join(_CORE + _OPTIONAL)}")
+            raise TypeError(
+                f"{', '.join(unknown)}: not a method of a manager; those are {', '.join(_CORE + _OPTIONAL)}"
+            )
         for verb, script in scripts.items():
             self._scripts[verb] = _Script(verb, script, synchronous=verb in _SYNCHRONOUS)
 
@@ -443,7 +445,7 @@ class ScriptedManager:
         return [conn for conn in self.connections if conn.state in ("open", "closing")]
 
     def calls(self, verb: str) -> list[Call]:
-        """The log of one verb."""
+        """Return the log of one method."""
         return [call for call in self.log if call.verb == verb]
 
     def kill(self, *, known: bool = False) -> None:
@@ -548,10 +550,10 @@ class ScriptedManager:
 
 
 class _OptionalVerbs(ScriptedManager):
-    """A home for the verbs that a manager may lack: never made, only borrowed from."""
+    """The methods that a manager may lack. It has no instances: `_with` copies its methods."""
 
     def reset(self, conn: FakeConnection, /) -> Awaitable[None] | None:
-        """Wipe it, or whatever the script says; None, if it has neither script nor dirt."""
+        """Reset the connection, or follow the script. Returns None if there is no script and it is not dirty."""
         if "reset" not in self._scripts and not conn.dirty:
             self._enter("reset", conn.id)
             self.running["reset"] -= 1

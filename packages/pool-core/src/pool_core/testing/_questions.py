@@ -91,7 +91,7 @@ class Questions(Generic[C]):
             awaitable = manager.reset(conn)
             if awaitable is not None:
                 if not inspect.isawaitable(awaitable):
-                    fail(f"reset returned {awaitable!r}: return None (nothing to wipe) or an awaitable")
+                    fail(f"reset returned {awaitable!r}: return None (nothing to reset) or an awaitable")
                 await awaitable
 
     async def _round_trip(self, lab: Lab[C], manager: ConnectionManager[C]) -> None:

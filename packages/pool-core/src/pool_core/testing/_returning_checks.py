@@ -175,7 +175,7 @@ class ReturningChecks(Questions[C]):
             )
 
     async def check_session_state(self, lab: Lab[C]) -> None:
-        """Every declared kind of session state is wiped, or costs the connection."""
+        """Every declared kind of session state is reset, or the connection is closed."""
         if not self.probes:
             raise unittest.SkipTest("no probes are given: declare the session state that a borrower can leave behind")
         manager = lab.manager()
@@ -211,7 +211,7 @@ class ReturningChecks(Questions[C]):
             fail("terminate returned an awaitable: make it a plain def that drops the socket at once; nobody awaits it")
         if took > 0.25:
             fail(f"terminate took {took:.2f} s: it must not wait for anything (transport.abort(), not close())")
-        await lab.released("terminate left the socket open: abort the transport, say no goodbye to the server")
+        await lab.released("terminate left the socket open: abort the transport, send nothing to the server")
         lab.terminate(manager, conn)  # of a connection that is gone already
         if not self.network:
             await eventually(
@@ -220,7 +220,7 @@ class ReturningChecks(Questions[C]):
                 lambda: f"terminate left threads: {names_of(new_threads(threads))}",
             )
         if manager.has_broken(conn) is not True:
-            fail("has_broken is not True after terminate: a terminated connection must never be lent")
+            fail("has_broken is not True after terminate: a terminated connection must not be used again")
         if self.network:
             lab.proxy.heal()
             await self._terminate_while_used(lab, manager)
