@@ -370,3 +370,19 @@ def test_neither_pool_imports_the_other() -> None:
         "found = [name for name in sys.modules if name.startswith('pool_core.threads')]; assert not found, found"
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_exporters_read_a_pool_for_threads_too() -> None:
+    """prometheus and otel ask for the same numbers."""
+    from pool_core import prometheus
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry()
+    with Pool(Manager(), name="threads") as pool:
+        end = prometheus.instrument(pool, registry=registry)  # type: ignore[arg-type]
+        with pool.get():
+            pass
+        text = generate_latest(registry).decode()
+        end()
+    assert 'state="idle"} 1.0' in text
+    assert "wait_time_seconds_count" in text

@@ -147,6 +147,11 @@ class Shell(Generic[C]):
         self.life.repair(now)
         self.watch.by(now)
 
+    @staticmethod
+    def now() -> float:
+        """The time by which the state is kept."""
+        return _primitives.monotonic()
+
     def numbers(self) -> str:
         """The pool's numbers in words."""
         if self.life.forked or self.is_inside(here()):
