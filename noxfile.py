@@ -302,6 +302,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("codespell")
+    session.run("python", "tools/words.py")
     session.run("zizmor", "--offline", "--quiet", ".github")
     for schema, pattern in SCHEMAS.items():
         files = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob(pattern))]

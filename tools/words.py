@@ -31,6 +31,7 @@ BAD = {re.compile(rf"(?<![\w`/.-])(?:{word})(?![\w`(])", re.IGNORECASE): better 
 CODE = re.compile(r"^```.*?^```$|`[^`\n]+`|\{\w+\}`[^`]*`", re.DOTALL | re.MULTILINE)
 FIELD = re.compile(r"\{[^{}\n]*\}")  # of an f-string
 NAME = re.compile(r"""["'][a-z_]+["']""")
+QUOTED = ("The time between borrowing a connection",)  # OpenTelemetry's words for a metric
 SKIPPED = {"tools/words.py", "tools/test_words.py"}
 
 
@@ -63,6 +64,7 @@ def findings(paths: list[Path]) -> list[str]:
         for number, line in prose(path)
         for bad, better in BAD.items()
         for match in bad.finditer(line)
+        if not match[0].isupper() and not any(quotation in line for quotation in QUOTED)  # LENT is a name
     ]
 
 

@@ -76,7 +76,7 @@ def test_an_idle_connection_on_its_way_is_idle_again_and_validated(sabotage: Sab
     assert len(state.slots) == 4
 
 
-@pytest.mark.parametrize("where", [RESETTING, "lent and held by nobody"])
+@pytest.mark.parametrize("where", [RESETTING, "in use without a holder"])
 def test_a_connection_on_its_way_back_is_terminated(where: str) -> None:
     """It is not known to be clean."""
     state, slots = made()

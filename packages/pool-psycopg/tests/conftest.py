@@ -52,7 +52,7 @@ def url(postgres: Server) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _all_started(server: ServerFactory) -> None:
-    # PgBouncer would otherwise be started in the background, by sockets that the conformance kit takes for leaks.
+    # PgBouncer would otherwise be started in the background, by sockets that the conformance suite takes for leaks.
     server("postgres")
     server("pgbouncer")
 

@@ -85,7 +85,7 @@ async def backlog(conn: Any) -> object:
 
 
 class TestPsycopg(ManagerConformance[Any]):
-    """The kit's questions."""
+    """The conformance suite."""
 
     probes = (
         probe("role", "SET ROLE pg_monitor", "SELECT current_user"),

@@ -259,7 +259,7 @@ async def test_a_session_that_failed_leaves_nothing_to_the_next_one(database: Da
 
 
 async def test_session_state_does_not_reach_the_next_session(database: Database) -> None:
-    """SQLAlchemy rolls back; the pool wipes the rest."""
+    """SQLAlchemy rolls back; the pool resets the rest."""
     engine, pool = database.pooled(max_size=1, min_idle=1)
     async with pool:
         async with engine.connect() as conn:

@@ -49,7 +49,7 @@ def repair(state: PoolState[C], now: float, waiters: Iterable[Waiter[C]], under_
 def _repair_places(state: PoolState[C]) -> None:
     """Have each connection in exactly one place.
 
-    One that is lent stays so: its lease has it, or the thread that was interrupted on the way back returns it once more.
+    One in use stays so: its lease has it, or the thread that was interrupted while it returned it does so once more.
     """
     idle = state.idle
     for slot in [*state.slots]:

@@ -32,7 +32,7 @@ CHANGES = {
     CLOSING: {GONE},
     GONE: set(),
 }
-"""Which state of a connection may follow which. ``lent`` is "in use": to gone, it was detached; to lent, it was handed off.
+"""Which state of a connection may follow which. ``LENT`` is "in use": from it to ``GONE``, it was detached; to itself, it was handed off.
 
 The tests check every change (a descriptor replaces ``Slot.state``), so the check costs programs nothing.
 """

@@ -92,7 +92,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """One lent connection. ``held`` in seconds, accurate to one tick.
+    """One connection in use. ``held`` in seconds, accurate to one tick.
 
     ``task``: the name of the task that took it. ``stack``: where, if ``leak_threshold`` is set or asyncio's debug
     mode is on, else None.
