@@ -52,7 +52,7 @@ def run(history: tuple[Any, int, bool, dict[str, list[str]]], scheduler: Schedul
     assert opener.error is None, opener.error
     scheduler.picture = lambda: picture(pool, results)
     scheduler.exploring = True
-    actors = [scheduler.spawn(lambda n=name: use(pool, threads[n], results[n]), name) for name in threads]
+    actors = [scheduler.spawn(lambda n=name: use(pool, threads[n], results[n]), name) for name in threads]  # type: ignore[misc]
     scheduler.run(lambda: all(actor.dead for actor in actors))
     scheduler.exploring = False
     for actor in actors:
@@ -162,4 +162,4 @@ def test_the_explorer_finds_planted_faults(fault: str, monkeypatch: pytest.Monke
         monkeypatch.setattr(GetWaiter, "offer", lambda self, slot: True)
     with pytest.raises(BaseException):  # noqa: PT011, B017
         for history in HISTORIES.values():
-            explore(lambda scheduler, history=history: run(history, scheduler), limit=300)
+            explore(lambda scheduler, history=history: run(history, scheduler), limit=300)  # type: ignore[misc]

@@ -164,7 +164,7 @@ def test_a_get_that_waits(make: Any) -> None:
 
     def hold(pool: Pool[Conn]) -> threading.Thread:
         lease = pool.get()
-        thread = threading.Thread(target=lambda: (time.sleep(0.002), lease.release()))
+        thread = threading.Thread(target=lambda: (time.sleep(0.002), lease.release()))  # type: ignore[func-returns-value]
         thread.start()
         return thread
 
@@ -210,7 +210,7 @@ OTHERS: dict[str, Callable[[Pool[Conn], Any], object]] = {
     "resize": lambda pool, _: pool.resize(min_idle=1),
     "state": lambda pool, _: pool.state(),
     "holders": lambda pool, _: pool.holders(),
-    "try_get": lambda pool, _: (lease := pool.try_get()) and lease.release(),
+    "try_get": lambda pool, _: (lease := pool.try_get()) and lease.release(),  # type: ignore[func-returns-value]
     "discard": lambda pool, _: pool.get().discard(),
     "close": lambda pool, _: pool.close(0.2),
 }

@@ -14,6 +14,7 @@ from pool_core.threads import (
     CheckedIn,
     CheckedOut,
     Closed,
+    CloseReason,
     Connected,
     Leaked,
     Pool,
@@ -261,7 +262,7 @@ def test_a_reset_that_hangs_in_a_waiter_is_ended_by_terminate_at_its_deadline() 
         manager.script["reset"] = hang
         manager.script["connect"] = lambda: sleep(5)
         began = now()
-        spawn(lambda: (sleep(0.1), lease.release()))
+        spawn(lambda: (sleep(0.1), lease.release()))  # type: ignore[func-returns-value]
         with pytest.raises(PoolTimeout):
             pool.get(timeout=2)
         assert now() - began <= 2.2
@@ -291,7 +292,7 @@ def test_a_reset_that_fails_or_hangs_costs_its_connection() -> None:
             manager.script = {}
             with pool.get() as other:
                 assert other is not conn
-            assert pool.state().statistics.connections_closed[reason] == 1
+            assert pool.state().statistics.connections_closed[CloseReason(reason)] == 1
             adds_up(pool)
 
 
@@ -327,10 +328,10 @@ def test_lifetimes_idle_times_and_min_idle_hold() -> None:
             lease.release()
         sleep(90)
         assert pool.state().idle == 1
-        assert pool.state().statistics.connections_closed["idle"] == 4
+        assert pool.state().statistics.connections_closed[CloseReason("idle")] == 4
         sleep(1000)
         closed = pool.state().statistics.connections_closed
-        assert closed["lifetime"] == 1
+        assert closed[CloseReason("lifetime")] == 1
         assert pool.state().idle == 1
         adds_up(pool)
 
@@ -374,7 +375,7 @@ def test_a_leak_is_reported_once_with_its_stack(caplog: Any = None) -> None:
         sleep(30)
         leaks = [event for event in events if isinstance(event, Leaked)]
         assert len(leaks) == 1
-        assert "test_a_leak_is_reported_once" in leaks[0].stack
+        assert "test_a_leak_is_reported_once" in leaks[0].stack  # type: ignore[operator]
         lease.release()
 
 
@@ -498,7 +499,7 @@ def test_on_checkout_that_raises_or_hangs_ends_the_get() -> None:
         customizer.play = lambda: None
         with pool.get():
             pass
-        assert pool.state().statistics.connections_closed["discarded"] == 2
+        assert pool.state().statistics.connections_closed[CloseReason("discarded")] == 2
         adds_up(pool)
 
 
@@ -612,7 +613,7 @@ def test_a_manager_of_the_other_pool_is_refused() -> None:
             return Conn(1)
 
     with pytest.raises(TypeError, match=r"belongs to pool_core\.Pool"):
-        Pool(Async())  # type: ignore[arg-type]
+        Pool(Async())  # type: ignore[misc]
     with pytest.raises(TypeError, match="has no method"):
         Pool(object())  # type: ignore[arg-type]
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pool_core.threads import Pool, PoolClosed, PoolError, PoolTimeout, PoolWarning
+from pool_core.threads import CloseReason, Pool, PoolClosed, PoolError, PoolTimeout, PoolWarning
 
 from .threads_helpers import Conn, Manager, Resetting, Terminating, adds_up
 
@@ -94,7 +94,7 @@ def test_64_threads_storm_8_connections(make: Any) -> None:
                 pool.resize(max_size=own.randrange(4, 9))
 
     with pool:
-        run_threads(*[lambda n=n: work(n) for n in range(64)])  # type: ignore[misc]
+        run_threads(*[lambda n=n: work(n) for n in range(64)])
         pool.resize(max_size=8)
         wait_for(lambda: (s := pool.state()).in_use + s.resetting + s.closing + s.opening + s.validating == 0)
         adds_up(pool)
@@ -149,7 +149,7 @@ def test_a_dropped_lease_costs_its_connection_and_warns() -> None:
             pool.get()
         with pool.get(timeout=10) as conn:
             assert conn.number == 2
-        assert pool.state().statistics.connections_closed["leaked"] == 1
+        assert pool.state().statistics.connections_closed[CloseReason("leaked")] == 1
         adds_up(pool)
 
 
@@ -370,3 +370,19 @@ def test_neither_pool_imports_the_other() -> None:
         "found = [name for name in sys.modules if name.startswith('pool_core.threads')]; assert not found, found"
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_exporters_read_a_pool_for_threads_too() -> None:
+    """prometheus and otel ask for the same numbers."""
+    from pool_core import prometheus
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry()
+    with Pool(Manager(), name="threads") as pool:
+        end = prometheus.instrument(pool, registry=registry)  # type: ignore[arg-type]
+        with pool.get():
+            pass
+        text = generate_latest(registry).decode()
+        end()
+    assert 'state="idle"} 1.0' in text
+    assert "wait_time_seconds_count" in text

@@ -357,7 +357,7 @@ def simulate(scenario: Callable[[], object]) -> None:
         if main.error is not None:
             raise main.error
         if (failed := next((actor for actor in scheduler.actors if actor.error is not None), None)) is not None:
-            raise failed.error
+            raise failed.error  # type: ignore[misc]
         left = [actor.name for actor in scheduler.actors if not actor.dead and not actor.background]
         assert not left, f"threads are left: {left}"
 

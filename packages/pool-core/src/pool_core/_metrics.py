@@ -305,7 +305,7 @@ class Watched:
 
     def add(self, pool: Pool[Any], listener: Callable[[str], Callable[[Event], object]] | None) -> Callable[[], None]:
         """Read this pool, and listen to it if a listener is made for its name, until what is returned is called."""
-        check_pool(pool)
+        check_pool(pool, threads_too=True)
         name = pool.config.name
         end = None if listener is None else pool.add_listener(listener(name))
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import sys
 import warnings
 import weakref
 from asyncio import current_task
@@ -301,9 +302,10 @@ class Pool(Generic[C]):
             )
 
 
-def check_pool(thing: object) -> None:
+def check_pool(thing: object, *, threads_too: bool = False) -> None:
     """Refuse what is no pool. What it is stays untold: it may be a URL with a password."""
-    if not isinstance(thing, Pool):
+    threads = sys.modules.get("pool_core.threads._pool") if threads_too else None  # not imported: no pool of it exists
+    if not isinstance(thing, Pool if threads is None else (Pool, threads.Pool)):
         what = f"the class {thing.__name__}" if isinstance(thing, type) else f"an object of type {type(thing).__name__}"
         msg = f"pool: expected a Pool, not {what}"
         raise TypeError(msg)

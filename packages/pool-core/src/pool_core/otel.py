@@ -92,7 +92,7 @@ def trace(pool: Pool[Any], *, tracer_provider: TracerProvider | None = None) -> 
     Raises:
         TypeError: it is not a Pool.
     """
-    check_pool(pool)
+    check_pool(pool, threads_too=True)
     provider = get_tracer_provider() if tracer_provider is None else tracer_provider
     gets: Any = pool._gets
     token = object()

@@ -1,5 +1,8 @@
 """MySQL and MariaDB for `pool_core.threads`: PyMySQL's connections, with the settings and tables of the asynchronous manager."""
 
+# pyright: reportAttributeAccessIssue=false
+# PyMySQL makes many of its attributes outside of __init__.
+
 from __future__ import annotations
 
 import contextlib

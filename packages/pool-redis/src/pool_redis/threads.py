@@ -68,7 +68,7 @@ class TrackedConnection(Marks, AbstractConnection):
         finally:
             if extended and sock is self._sock:
                 with contextlib.suppress(OSError):
-                    sock.settimeout(limit)  # type: ignore[attr-defined, unused-ignore]
+                    sock.settimeout(limit)  # type: ignore[attr-defined, unused-ignore]  # pyright: ignore[reportOptionalMemberAccess]
         self.answered()
         return reply
 
@@ -160,7 +160,7 @@ class Pin(ConnectionPoolInterface):
             with contextlib.suppress(RuntimeError):  # another thread's
                 self._turn.release()
 
-    def get_encoder(self) -> Encoder:
+    def get_encoder(self) -> Encoder:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The connection's encoder."""
         return self._encoder
 

@@ -201,7 +201,7 @@ for _name in dir(sqlite3.Connection):
 class _TestCursor(sqlite3.Cursor):
     """A cursor within a test transaction."""
 
-    connection: SqliteConnection
+    connection: SqliteConnection  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def execute(self, sql: str, *args: Any) -> Any:
         if (word := boundary(sql)) is not None:

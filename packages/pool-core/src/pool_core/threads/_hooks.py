@@ -37,7 +37,7 @@ class ThreadHooks(Hooks):
         self._turn = threading.Lock()
 
     @property
-    def interrupt(self) -> BaseException | None:
+    def interrupt(self) -> BaseException | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """A KeyboardInterrupt or SystemExit that a hook raised in this thread: it is raised where nothing is half done."""
         return self._own.interrupt
 

@@ -104,7 +104,7 @@ class Shell(Generic[C]):
                 raise failure
             finally:
                 failure = None  # it refers to this frame
-        return result
+        return result  # pyright: ignore[reportReturnType, reportPossiblyUnboundVariable] - or the failure was raised
 
     def is_inside(self, me: Any) -> bool:
         """Return whether this thread is in an event: a signal handler or a finalizer has interrupted it."""
@@ -146,6 +146,11 @@ class Shell(Generic[C]):
         self.calls.repair()
         self.life.repair(now)
         self.watch.by(now)
+
+    @staticmethod
+    def now() -> float:
+        """The time by which the state is kept."""
+        return _primitives.monotonic()
 
     def numbers(self) -> str:
         """The pool's numbers in words."""
