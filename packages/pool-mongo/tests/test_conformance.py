@@ -1,4 +1,4 @@
-"""The kit's questions, put to all four managers."""
+"""The conformance suite for all four managers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar

@@ -146,7 +146,7 @@ async def test_a_server_that_accepts_and_never_answers_ends_the_get_at_its_deadl
 async def test_a_wrong_password_fails_at_once_and_the_right_one_later_works(
     kind: Any, make: Any, locked: Server
 ) -> None:
-    """No waiting for a time-out, and no new pool: update() is enough."""
+    """The get does not wait for its timeout, and update() is enough: no new pool."""
     there = f"{locked.host}:{locked.port}/?directConnection=true"
     manager = make(f"mongodb://{locked.user}:wrong@{there}")
     began = time.monotonic()
@@ -372,7 +372,7 @@ async def test_a_paused_server_is_found_out_and_its_return_as_well(make: Any, ow
 
 
 async def test_closing_is_bounded_while_the_server_hangs(kind: Any, make: Any, own: Server) -> None:
-    """The driver's own close() says goodbye to each session, and waits for an answer: ten seconds and more."""
+    """The driver's own close() ends each session on the server, and waits ten seconds and more for the answer."""
     pool = Pool(make(own.url, ping_timeout=0.5), min_idle=2, error_sink=lambda error: None)
     await pool.open()
     async with pool.get() as lease:
@@ -411,7 +411,7 @@ async def test_evict_moves_everybody_to_the_new_primary(make: Any, mongo: Server
             assert pool.evict() == 2
             async with pool.get() as other:
                 await ping(other)
-            assert old.open > 0  # the lent one stays until it is returned
+            assert old.open > 0  # the one in use stays until it is returned
             await ping(lease.conn)
             lease.release()
             async with asyncio.timeout(3):

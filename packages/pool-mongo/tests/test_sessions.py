@@ -1,4 +1,4 @@
-"""What a leased session is, what is wiped between two leases, and how the shared client lives."""
+"""What a leased session is, what is reset between two leases, and how long the shared client exists."""
 
 import asyncio
 import gc
@@ -95,7 +95,7 @@ async def test_a_connection_that_an_ended_transaction_keeps_is_given_back(kind: 
 
 
 async def test_what_is_clean_goes_straight_back(kind: Any, mongo: Server) -> None:
-    """Wiping is no round trip: without a transaction nothing is sent between two leases."""
+    """A reset is no round trip: without a transaction nothing is sent between two leases."""
     manager = kind.sessions(mongo.url)
     async with Pool(manager, max_size=1, min_idle=1) as pool:
         async with pool.get() as session:
@@ -145,7 +145,7 @@ async def test_each_lease_takes_its_own_snapshot(kind: Any, mongo: Server, comma
 
 
 async def test_default_transaction_options_reach_the_session(kind: Any, mongo: Server, commands: Any) -> None:
-    """Also after a lease has been wiped, which gives motor's sessions a new inside."""
+    """Also after a reset, which gives motor's sessions a new PyMongo session."""
     options = TransactionOptions(write_concern=WriteConcern(1, wtimeout=4711))
     manager = kind.sessions(mongo.url, default_transaction_options=options, event_listeners=[commands])
     async with Pool(manager, max_size=1, min_idle=1) as pool:
@@ -270,7 +270,7 @@ async def test_a_test_transaction_on_a_server_without_transactions_is_refused(ki
 
 
 async def test_update_is_for_new_sessions_and_evict_retires_the_old(kind: Any, mongo: Server, own: Server) -> None:
-    """Failover and rotation: the lent one stays where it is until it comes back, its client ends with it."""
+    """Failover and rotation: the session in use stays until it is returned; its client is closed with it."""
     manager = kind.sessions(mongo.url)
     async with Pool(manager, max_size=3, min_idle=1) as pool:
         lease = await pool.get()

@@ -14,16 +14,16 @@ __all__ = ["MongoClientManager", "MongoSessionManager"]
 
 
 class MongoSessionManager(SessionManager[AsyncMongoClient[dict[str, Any]], AsyncClientSession]):
-    """Lends client sessions of one shared ``AsyncMongoClient``: ``session.client`` leads to databases.
+    """Manages sessions of one shared ``AsyncMongoClient``: ``session.client`` leads to databases.
 
-    Give the client a ``maxPoolSize`` (100 by default) of at least the pool's ``max_size``: else sessions wait in the
-    driver's own queue.
+    Give the client a ``maxPoolSize`` (100 by default) of at least the pool's ``max_size``: otherwise sessions wait in
+    the driver's own queue.
     """
 
     _driver: ClassVar[Driver[Any, Any]] = PyMongoDriver()
 
 
 class MongoClientManager(ClientManager[AsyncMongoClient[dict[str, Any]], AsyncClientSession]):
-    """Lends ``AsyncMongoClient`` objects with one connection each. Mind what one costs: see the README."""
+    """Manages ``AsyncMongoClient`` objects with one connection each. The README shows what each one costs."""
 
     _driver: ClassVar[Driver[Any, Any]] = PyMongoDriver()

@@ -40,23 +40,23 @@ class Driver(Protocol[Client, Session]):
         ...
 
     async def begin(self, session: Session) -> None:
-        """Begin a transaction; that is no I/O."""
+        """Begin a transaction, without I/O."""
         ...
 
     def is_dirty(self, session: Session) -> bool:
-        """Whether a new session is needed, since `wipe` cannot make this one good."""
+        """Whether a new session is needed, since `wipe` cannot reset this one."""
         ...
 
     def wipe(self, session: Session, options: Mapping[str, Any]) -> Awaitable[None] | None:
-        """Bring a session back to what `start_session` gives; None: it is done."""
+        """Reset a session to the state that `start_session` gives; None: it is done."""
         ...
 
     async def close(self, client: Client) -> None:
-        """Say goodbye to the server and close."""
+        """End the server sessions and close."""
         ...
 
     def drop(self, client: Client) -> None:
-        """Close now, without a word to the server."""
+        """Close at once, and send nothing to the server."""
         ...
 
     def tidy(self, client: Client, error: BaseException) -> None:
@@ -107,7 +107,7 @@ class PyMongoDriver:
             await session.abort_transaction()  # swallows network errors, and marks the session then
         await _internals.unpin(session)
         if _internals.is_dirty(session):
-            raise ConnectionError("the open transaction could not be aborted, so the session is not lent on")
+            raise ConnectionError("the open transaction could not be aborted, so the session is not used again")
         _internals.forget_the_past(session)
 
     async def close(self, client: AsyncMongoClient[dict[str, Any]]) -> None:

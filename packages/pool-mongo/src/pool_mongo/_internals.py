@@ -1,7 +1,7 @@
-"""What PyMongo does not tell in public. Its sync and its async half, and so motor too, share these names.
+"""The private names of PyMongo that this package uses. Its sync and its async half, and so motor, share them.
 
-Nothing else in this package touches a private name. `understood` probes them when a client is made: where a release of
-the driver has moved one, sessions and clients are closed after each use instead of being lent on.
+No other module of this package uses a private name. `understood` checks them when a client is made: if a release of
+the driver has moved one, sessions and clients are closed after each use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two kinds of managers, for either driver: lend sessions of one client, or clients."""
+"""The two kinds of managers, for either driver: of sessions of one client, or of clients."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ class _Lent(Generic[Client, Session]):
 
 
 class SessionManager(_Manager[Client, Session]):
-    """Lends sessions of one client, which lives as long as any of its sessions."""
+    """Manages sessions of one client, which exists as long as any of its sessions."""
 
     def __init__(
         self,
@@ -223,14 +223,14 @@ class SessionManager(_Manager[Client, Session]):
 
         Args:
             url: a ``mongodb://`` or ``mongodb+srv://`` URL; None: the driver's default (localhost), or ``host=``.
-            causal_consistency: of the sessions. Off by default, unlike the driver's: a session is lent to many, and what
-                they read need not wait for one another's writes. When on, it holds within one lease.
+            causal_consistency: of the sessions. Off by default, unlike in the driver: many borrowers use a session in
+                turn, and their reads need not wait for each other's writes. When on, it holds within one lease.
             default_transaction_options: of the sessions.
             snapshot: of the sessions; each lease takes a snapshot of its own.
-            test_transaction: begin a transaction in each new session that is never committed: what one lease has
-                written the next one sees, and it is gone when the session is closed. For tests; it needs a replica set
-                or a sharded cluster, and the server ends it after ``transactionLifetimeLimitSeconds`` (60).
-            ping_timeout: seconds that a ping or a goodbye may take, the choice of a server included.
+            test_transaction: begin a transaction in each new session that is never committed: the next lease sees what
+                one lease wrote, and it is gone when the session is closed. For tests; it needs a replica set or a
+                sharded cluster, and the server ends it after ``transactionLifetimeLimitSeconds`` (60).
+            ping_timeout: seconds that a ping or a close may take, server selection included.
             options: for the driver's client, as they are. ``username`` and ``password`` may also be callables, sync or
                 async: they are called for each new client.
 
@@ -324,19 +324,19 @@ class SessionManager(_Manager[Client, Session]):
         return False
 
     def reset(self, session: Session, /) -> Awaitable[None] | None:
-        """Abort an open transaction; forget clocks and snapshot. Only the abort talks to the server.
+        """Abort an open transaction; reset clocks and snapshot. Only the abort is a round trip.
 
         Raises:
             ConnectionError: the transaction could not be aborted.
-            NotImplementedError: the driver's release is not known to this package, so the session is not lent on.
+            NotImplementedError: this package does not know the driver's release, so the session is not used again.
         """
         lent = self._lent.get(id(session))
         if lent is not None and not lent.understood:
             raise NotImplementedError(
-                f"PyMongo {pymongo.version} has moved what is needed to wipe a session: each is closed after its use"
+                f"PyMongo {pymongo.version} has moved what is needed to reset a session: each is closed after its use"
             )
         if lent is not None and lent.test_transaction is not None:
-            return None  # it is what the next lease shall see; has_broken has looked whether it is still there
+            return None  # the next lease works in the same transaction; has_broken has checked that it is still open
         wiping = self._driver.wipe(session, self._session_options)
         return None if wiping is None else self._wiped(wiping)
 
@@ -361,7 +361,7 @@ class SessionManager(_Manager[Client, Session]):
         self._lent.pop(id(session), None)
 
     def terminate(self, session: Session, /) -> None:
-        """End the session without a word to the server; with the last one the client's sockets are dropped.
+        """End the session, and send nothing to the server; with the last one the client's sockets are dropped.
 
         The server keeps a transaction left open for ``transactionLifetimeLimitSeconds``.
         """
@@ -396,7 +396,7 @@ class SessionManager(_Manager[Client, Session]):
         )
 
     def _leave(self, shared: _Shared[Client]) -> bool:
-        """True: that was the last session of the client, which nobody else can join any more."""
+        """True: that was the last session of the client, and no new session can join it."""
         shared.sessions -= 1
         if shared.sessions == 0 and self._current is shared:
             self._current = None
@@ -415,7 +415,7 @@ class SessionManager(_Manager[Client, Session]):
 
 
 class ClientManager(_Manager[Client, Session]):
-    """Lends clients, each with one connection of its own, and with monitors of its own."""
+    """Manages clients, each with one connection and monitors of its own."""
 
     _defaults: ClassVar[Mapping[str, Any]] = {"maxPoolSize": 1}
 
@@ -424,7 +424,7 @@ class ClientManager(_Manager[Client, Session]):
 
         Args:
             url: a ``mongodb://`` or ``mongodb+srv://`` URL; None: the driver's default (localhost), or ``host=``.
-            ping_timeout: seconds that a ping or a goodbye may take, the choice of a server included.
+            ping_timeout: seconds that a ping or a close may take, server selection included.
             options: for the driver's client, as they are; ``maxPoolSize`` is 1 unless given here. ``username`` and
                 ``password`` may also be callables, sync or async: they are called for each new client.
 
@@ -456,9 +456,9 @@ class ClientManager(_Manager[Client, Session]):
         return _internals.is_closed(self._driver.core(client)) or self._knows_no_server(client)
 
     def reset(self, client: Client, /) -> Awaitable[None] | None:
-        """Nothing to wipe, unless an operation is still under way: then the client must get free first.
+        """Return None, or wait for an operation that is still under way.
 
-        Sessions that the borrower has started are the borrower's to end.
+        The borrower must end the sessions that it has started.
         """
         core = self._driver.core(client)
         if not _internals.understood(core):
@@ -481,7 +481,7 @@ class ClientManager(_Manager[Client, Session]):
         return cast("Client", conn)
 
     def terminate(self, client: Client, /) -> None:
-        """Drop the sockets without a word to the server, and end the monitors."""
+        """Drop the sockets, send nothing to the server, and end the monitors."""
         self._driver.drop(client)
 
 

@@ -22,7 +22,7 @@ __all__ = ["MotorClientManager", "MotorSessionManager"]
 
 
 class MotorDriver:
-    """Motor. A cancelled operation goes on in its thread: nothing that it works on may be lent to somebody else."""
+    """Motor. A cancelled operation goes on in its thread: no other borrower may get what it works on."""
 
     def make(self, *arguments: Any, **options: Any) -> AsyncIOMotorClient[dict[str, Any]]:
         """Make a client, without I/O; motor itself says ``connect=False``."""
