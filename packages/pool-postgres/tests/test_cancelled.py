@@ -1,4 +1,4 @@
-"""A cut-off query: the caller is back at once, the connection clean for the next borrower or dropped in bounded time."""
+"""A cancelled query ends at once; its connection is clean for the next borrower, or terminated after a limit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def in_savepoint(conn: Any) -> None:
 
 
 async def in_raw_transaction(conn: Any) -> None:
-    """A query after which nobody rolls back."""
+    """A query without a rollback after it."""
     await conn.execute("BEGIN; SELECT pg_sleep(30)")
 
 
@@ -112,7 +112,7 @@ async def server_is_quiet(url: str) -> bool:
 async def test_on_a_healthy_server_the_connection_is_used_again(
     url: str, body: Callable[[Any], Awaitable[None]], mode: Any
 ) -> None:
-    """A cancel must cost neither a connection nor a query that runs on, and the next borrower finds it clean."""
+    """A cancel closes no connection and leaves no query running; the next borrower gets a clean connection."""
     async with Pool(PostgresConnectionManager(url, reset=mode), max_size=1, min_idle=1) as pool:
         async with pool.get() as conn:
             pid = conn.get_server_pid()
@@ -127,7 +127,7 @@ async def test_on_a_healthy_server_the_connection_is_used_again(
 
 
 async def test_a_cut_off_query_is_no_breakage(url: str) -> None:
-    """The driver is at work on the cancel; that is for reset to wait for."""
+    """The driver still handles the cancel; reset waits for it."""
     manager = PostgresConnectionManager(url)
     conn = await manager.connect()
     task = asyncio.create_task(plain(conn))
@@ -175,7 +175,7 @@ async def test_with_open_transaction_close_a_transaction_that_was_cut_off_costs_
 async def test_on_a_hung_network_the_caller_is_back_within_a_second(
     proxied: Callable[..., PostgresConnectionManager], proxy: FaultProxy, body: Callable[[Any], Awaitable[None]]
 ) -> None:
-    """asyncpg waits for ever: for its pool's reset, and for the rollback of ``async with conn.transaction()``."""
+    """asyncpg waits forever: for its pool's reset, and for the rollback of ``async with conn.transaction()``."""
     async with Pool(proxied(), max_size=1, min_idle=1) as pool:
         assert await cut_off(pool, body, proxy.freeze) < 1.0
         started = time.monotonic()
@@ -228,7 +228,7 @@ async def test_on_a_hung_network_the_error_of_the_body_is_the_one_that_surfaces(
 
 
 async def test_an_error_of_a_transaction_on_a_living_connection_is_not_hidden(url: str) -> None:
-    """Only where the connection is gone does the body's error go before the driver's."""
+    """The body's error replaces the driver's only if the connection is gone."""
     manager = PostgresConnectionManager(url)
     conn: Any = await manager.connect()
     transaction = conn.transaction()
@@ -247,7 +247,7 @@ async def test_an_error_of_a_transaction_on_a_living_connection_is_not_hidden(ur
 async def test_cancel_timeout_can_be_switched_off(
     proxied: Callable[..., PostgresConnectionManager], proxy: FaultProxy
 ) -> None:
-    """None is the driver's own way, for who would rather wait than lose a connection."""
+    """None keeps the driver's own behaviour: it waits instead of closing the connection."""
     manager = proxied(cancel_timeout=None)
     conn = await manager.connect()
     task = asyncio.create_task(in_transaction(conn))
@@ -264,7 +264,7 @@ async def test_cancel_timeout_can_be_switched_off(
 
 
 async def test_a_confirmed_cancel_leaves_no_timer_behind(url: str) -> None:
-    """A timer that fires later would drop a healthy connection."""
+    """A timer that fires later would terminate a healthy connection."""
     manager = PostgresConnectionManager(url, cancel_timeout=0.3)
     conn = await manager.connect()
     task = asyncio.create_task(plain(conn))
@@ -278,7 +278,7 @@ async def test_a_confirmed_cancel_leaves_no_timer_behind(url: str) -> None:
 
 
 async def test_the_caller_may_use_the_connection_again_after_a_cancel(url: str) -> None:
-    """Code that catches a TimeoutError and goes on with the same connection must find it in order."""
+    """Code that catches a TimeoutError and continues with the same connection needs it to work."""
     async with Pool(PostgresConnectionManager(url), min_idle=1) as pool, pool.get() as conn:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):

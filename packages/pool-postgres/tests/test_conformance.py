@@ -1,4 +1,4 @@
-"""The questions that every adapter must be able to answer, asked of this one behind a fault proxy."""
+"""The conformance suite for this adapter, behind a fault proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facts about asyncpg that the adapter is built on, asked of the driver itself and of the real server."""
+"""Facts about asyncpg that the adapter relies on, checked with the driver and a real server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def cut_off(conn: Any, query: str = "SELECT pg_sleep(30)") -> None:
 
 
 async def test_the_driver_cannot_be_pinged_by_an_empty_statement(url: str) -> None:
-    """asyncpg #1259: that is why is_valid asks for SELECT 1."""
+    """asyncpg #1259: that is why is_valid sends SELECT 1."""
     conn = await asyncpg.connect(url)
     with pytest.raises(AttributeError):
         await conn.execute("")
@@ -70,7 +70,7 @@ async def test_has_broken_can_be_asked_after_terminate(url: str, options: dict[s
 
 
 async def test_a_connection_killed_while_idle_is_known_to_be_broken(url: str, postgres: Server) -> None:
-    """has_broken does no I/O: the driver must have heard of it by itself."""
+    """has_broken does no I/O, so the driver itself must notice the lost connection."""
     manager = PostgresConnectionManager(url)
     conn, admin = await manager.connect(), await asyncpg.connect(url)
     await admin.execute("SELECT pg_terminate_backend($1, 1000)", conn.get_server_pid())
@@ -80,7 +80,7 @@ async def test_a_connection_killed_while_idle_is_known_to_be_broken(url: str, po
 
 
 async def test_is_valid_is_one_round_trip_on_its_first_use_too(url: str) -> None:
-    """A prepared ping costs two on a new connection, and a place in the statement cache."""
+    """A prepared ping costs two round trips on a new connection, and an entry in the statement cache."""
     manager = PostgresConnectionManager(url)
     conn = await manager.connect()
     assert await manager.is_valid(conn) is True
@@ -100,7 +100,7 @@ async def test_the_driver_has_all_that_the_adapter_relies_on(url: str) -> None:
 async def test_with_an_unknown_driver_connections_are_closed_after_use(
     url: str, monkeypatch: pytest.MonkeyPatch, name: str, moved: object
 ) -> None:
-    """What cannot be reset for certain must not reach another borrower."""
+    """A connection that may not be reset completely must not reach another borrower."""
     monkeypatch.setattr(_internals, "_IN_USE", [])
     monkeypatch.setattr(_internals, name, moved)
     manager = PostgresConnectionManager(url)
@@ -184,7 +184,7 @@ async def test_an_ipv6_address_in_a_list_of_hosts_is_read_by_every_python(postgr
 
 
 async def test_several_hosts_and_target_session_attrs_are_the_drivers(postgres: Server, url: str) -> None:
-    """A dead first host must not matter, and nobody must get a primary who asked for a standby."""
+    """A dead first host does not matter, and target_session_attrs for a standby never gives a primary."""
     login, _, address = url.rpartition("@")
     hosts, _, database = address.partition("/")
     several = f"{login}@127.0.0.1:1,{hosts}/{database}"
@@ -241,7 +241,7 @@ async def test_a_hosters_url_connects_as_it_is_printed(url: str, limit: str) -> 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
 async def test_a_url_finds_the_adapter(url: str, scheme: str) -> None:
-    """Both schemes, and what is no option of the pool reaches the driver as it is."""
+    """Both schemes work, and options that are not the pool's reach the driver unchanged."""
     address = url.partition("://")[2]
     whole = f"{scheme}://{address}?application_name=a%20b&pool_max_size=3&pool_min_idle=1"
     async with Pool.from_url(whole) as pool:

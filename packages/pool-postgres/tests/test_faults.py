@@ -1,4 +1,4 @@
-"""What goes wrong in the life of a PostgreSQL server, and what the pool makes of it."""
+"""Faults of a PostgreSQL server, and how the pool handles them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def admin(url: str, query: str, *args: object) -> Any:
 
 
 async def kill(url: str, *pids: int) -> None:
-    """Let the server end these sessions, and give the news a moment to arrive."""
+    """Let the server end these sessions, and wait a moment until the client notices."""
     await admin(url, "SELECT bool_and(pg_terminate_backend(pid, 2000)) FROM unnest($1::int[]) AS pid", pids)
     await asyncio.sleep(0.05)
 
@@ -81,7 +81,7 @@ async def test_sessions_killed_while_idle_are_never_lent(url: str) -> None:
 
 
 async def test_a_session_killed_while_lent_costs_its_borrower_an_error_and_the_waiter_nothing(url: str) -> None:
-    """aiomysql's waiter hangs for ever."""
+    """aiomysql's waiter hangs forever."""
     async with Pool(PostgresConnectionManager(url), max_size=1, min_idle=1) as pool:
         lease = await pool.get()
         (victim,) = pids([lease])
@@ -96,7 +96,7 @@ async def test_a_session_killed_while_lent_costs_its_borrower_an_error_and_the_w
 
 
 async def test_a_session_killed_in_a_query_within_a_transaction_shows_the_servers_error(url: str) -> None:
-    """The rollback that cannot be sent must not hide why: an administrator's command."""
+    """The rollback that cannot be sent must not hide the cause: an administrator's command."""
     async with Pool(PostgresConnectionManager(url), max_size=1, min_idle=1) as pool:
         working: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -116,7 +116,7 @@ async def test_a_session_killed_in_a_query_within_a_transaction_shows_the_server
 
 @pytest.mark.parametrize("how", ["close", "terminate"])
 async def test_a_connection_returned_closed_costs_the_waiter_nothing(url: str, how: str) -> None:
-    """aiomysql forgets its waiters for ever."""
+    """aiomysql never wakes its waiters."""
     async with Pool(PostgresConnectionManager(url), max_size=1, min_idle=1) as pool:
         lease = await pool.get()
         waiter = asyncio.create_task(works(pool))
@@ -130,7 +130,7 @@ async def test_a_connection_returned_closed_costs_the_waiter_nothing(url: str, h
 
 
 async def test_a_connection_returned_in_the_middle_of_a_query_is_not_lent_on(url: str) -> None:
-    """A task that was forgotten still waits for its answer there."""
+    """A forgotten task still waits for its answer on that connection."""
     async with Pool(PostgresConnectionManager(url), max_size=1, min_idle=1) as pool:
         lease = await pool.get()
         (victim,) = pids([lease])
@@ -144,7 +144,7 @@ async def test_a_connection_returned_in_the_middle_of_a_query_is_not_lent_on(url
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_after_a_restart_the_waiters_are_served_within_three_seconds(disturbed: Server, end: str) -> None:
-    """An orderly shutdown and a crash; nobody restarts the program."""
+    """An orderly shutdown and a crash, without a restart of the program."""
     async with Pool(PostgresConnectionManager(disturbed.url), max_size=3, min_idle=2) as pool:
         await works(pool)
         await asyncio.to_thread(getattr(disturbed, end))
@@ -158,7 +158,7 @@ async def test_after_a_restart_the_waiters_are_served_within_three_seconds(distu
 
 
 async def test_while_the_server_is_down_the_timeout_says_why(disturbed: Server) -> None:
-    """sqlx #3808: a timeout that hides the refused connect sends people looking for leaks."""
+    """sqlx #3808: if a timeout hides the refused connection attempt, people look for leaks."""
     async with Pool(PostgresConnectionManager(disturbed.url), max_size=2, min_idle=1) as pool:
         await asyncio.to_thread(disturbed.kill)
         started = time.monotonic()
@@ -173,7 +173,7 @@ async def test_while_the_server_is_down_the_timeout_says_why(disturbed: Server) 
 
 
 async def test_a_paused_server_delays_a_get_no_longer_than_its_timeout(disturbed: Server) -> None:
-    """The connect, and the test of an idle connection, hang; the deadline holds over both."""
+    """Connecting and validating hang; the timeout covers both."""
     pool = Pool(PostgresConnectionManager(disturbed.url), max_size=2, min_idle=1, alive_bypass=0)
     async with pool:
         await asyncio.to_thread(disturbed.pause)
@@ -190,7 +190,7 @@ async def test_a_paused_server_delays_a_get_no_longer_than_its_timeout(disturbed
 async def test_connections_that_a_firewall_forgot_cost_one_validation_timeout(
     proxied: Callable[..., PostgresConnectionManager], proxy: FaultProxy
 ) -> None:
-    """Not one for each of them: whoever was unused as long is terminated with the first."""
+    """Connections that were unused as long are terminated with the first one, without a timeout each."""
     manager = proxied()
     pool = Pool(manager, max_size=5, min_idle=5, alive_bypass=0, validation_timeout=0.5)
     async with pool:
@@ -204,7 +204,7 @@ async def test_connections_that_a_firewall_forgot_cost_one_validation_timeout(
 async def test_a_server_that_accepts_and_never_answers_is_bounded_by_the_get(
     proxied: Callable[..., PostgresConnectionManager], proxy: FaultProxy
 ) -> None:
-    """asyncpg.Pool's acquire has no bound for it."""
+    """asyncpg.Pool's acquire has no timeout for it."""
     async with Pool(proxied(), max_size=2) as pool:
         proxy.silence()
         started = time.monotonic()
@@ -218,7 +218,7 @@ async def test_a_server_that_accepts_and_never_answers_is_bounded_by_the_get(
 async def test_a_cut_in_the_middle_of_an_answer_reaches_nobody_else(
     proxied: Callable[..., PostgresConnectionManager], proxy: FaultProxy, fault: str
 ) -> None:
-    """Half an answer must die with its connection."""
+    """A connection with half an answer must be closed."""
     async with Pool(proxied(ssl=False), max_size=1, min_idle=1) as pool:
         await works(pool)
         await settled(pool)
@@ -234,7 +234,7 @@ async def test_a_cut_in_the_middle_of_an_answer_reaches_nobody_else(
 async def test_a_reset_that_hangs_costs_its_connection_and_no_user_waits_for_it(
     proxied: Callable[..., PostgresConnectionManager], proxy: FaultProxy
 ) -> None:
-    """The borrower has gone on; reset_timeout ends it."""
+    """The borrower does not wait; reset_timeout ends the reset."""
     async with Pool(proxied(), max_size=1, min_idle=1, reset_timeout=0.3) as pool:
         lease = await pool.get()
         proxy.freeze()
@@ -283,7 +283,7 @@ async def test_when_the_server_takes_no_more_connections_waiters_are_served_by_r
 
 
 async def test_a_wrong_password_fails_at_once_and_heals_when_it_is_right(url: str, postgres: Server) -> None:
-    """Not after 30 s; and nobody needs to restart when the password is mended."""
+    """The get fails at once, not after 30 s, and a corrected password needs no restart."""
     manager = PostgresConnectionManager(url, password="wrong")
     with pytest.raises(asyncpg.InvalidPasswordError):
         async with asyncio.timeout(2), Pool(manager, min_idle=1):
@@ -300,7 +300,7 @@ async def test_a_wrong_password_fails_at_once_and_heals_when_it_is_right(url: st
 
 
 async def test_an_authentication_error_beside_a_healthy_connection_fails_nobody(url: str, postgres: Server) -> None:
-    """One refused connect in a rotation must not fail the waiters of a pool that works."""
+    """One refused connection attempt in a rotation must not fail the waiters of a pool that works."""
     manager = PostgresConnectionManager(url)
     errors: list[BaseException] = []
     async with Pool(manager, max_size=3, min_idle=1, error_sink=errors.append) as pool:
@@ -367,7 +367,7 @@ async def test_after_a_failover_evict_retires_the_old_primary(disturbed: Server,
 
 
 async def test_a_rotated_password_reaches_new_connections(url: str, postgres: Server) -> None:
-    """update and evict: no restart, no failing user."""
+    """update() and evict() need no restart, and no get fails."""
     await admin(url, "DROP ROLE IF EXISTS rotating; CREATE ROLE rotating LOGIN PASSWORD 'first'")
     manager = PostgresConnectionManager(url, user="rotating", password="first")
     async with Pool(manager, max_size=2, min_idle=2) as pool:
@@ -380,7 +380,7 @@ async def test_a_rotated_password_reaches_new_connections(url: str, postgres: Se
 
 
 async def test_a_thousand_waiters_over_a_crash_are_all_served(disturbed: Server) -> None:
-    """Most peers fail them all, or connect hundreds of times a second."""
+    """Most other pools fail all waiters, or connect hundreds of times a second."""
     connects = 0
 
     class Counting(PostgresConnectionManager):
@@ -421,7 +421,7 @@ async def test_a_thousand_waiters_over_a_crash_are_all_served(disturbed: Server)
 async def test_no_text_shows_the_password_whatever_happens(
     url: str, postgres: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A canary, through success, refusal, timeouts and a kill; every repr, log line and error is read."""
+    """The test searches every repr, log line and error for a canary, after success, refusal, timeouts and a kill."""
     canary = "c4n4ry/p@ss:w0rd?#%"
     caplog.set_level(logging.DEBUG)
     await admin(url, f"DROP ROLE IF EXISTS bird; CREATE ROLE bird LOGIN PASSWORD '{canary}'")

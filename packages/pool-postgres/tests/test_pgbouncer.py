@@ -45,7 +45,7 @@ async def test_many_users_share_few_sessions(bouncer: Server, mode: Any) -> None
 
 
 async def test_an_open_transaction_is_rolled_back(bouncer: Server) -> None:
-    """It would hold one of PgBouncer's few sessions."""
+    """An open transaction would hold one of PgBouncer's few sessions."""
     async with Pool(manager_for(bouncer), max_size=1, min_idle=1) as pool:
         async with pool.get() as conn:
             await conn.transaction().start()
@@ -100,7 +100,7 @@ async def test_waiters_are_served_after_a_restart(server: ServerFactory) -> None
     "options", [{"password": "wrong"}, {"user": "nobody"}, {"database": "nowhere"}, {"ssl": "require"}], ids=str
 )
 async def test_what_will_not_heal_is_told_at_once(bouncer: Server, options: dict[str, Any]) -> None:
-    """PgBouncer has one code for what passes and what does not: its words are read."""
+    """PgBouncer has one code for transient and lasting errors, so the message decides."""
     async with Pool(manager_for(bouncer, **options)) as pool:
         started = time.monotonic()
         with pytest.raises(ConnectError):
@@ -109,7 +109,7 @@ async def test_what_will_not_heal_is_told_at_once(bouncer: Server, options: dict
 
 
 async def test_what_passes_is_transient(bouncer: Server) -> None:
-    """The same code, other words."""
+    """The same code, with another message."""
     manager = manager_for(bouncer)
     for words in ("pgbouncer cannot connect to server", "no more connections allowed (max_client_conn)"):
         assert manager.is_transient(asyncpg.PostgresError.new({"C": "08P01", "M": words, "S": "FATAL"})) is True

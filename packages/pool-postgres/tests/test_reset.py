@@ -1,4 +1,4 @@
-"""What one borrower leaves behind, the next one does not find; asyncpg.Pool leaks some of it."""
+"""Session state of one borrower does not reach the next one; asyncpg.Pool leaks some of it."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ LEAKS_OF_ASYNCPG = {
 
 @pytest.mark.parametrize("leak", LEAKS_OF_ASYNCPG)
 async def test_asyncpgs_own_pool_leaks_it(url: str, leak: str) -> None:
-    """The README says so: should asyncpg mend it, the README must change."""
+    """The README's table says so. If asyncpg fixes it, the README must change."""
     dirty, look = LEAKS_OF_ASYNCPG[leak]
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
         async with pool.acquire() as conn:
@@ -124,7 +124,7 @@ async def test_asyncpgs_own_pool_leaks_it(url: str, leak: str) -> None:
 
 
 async def test_what_the_connection_was_made_with_comes_back(url: str) -> None:
-    """server_settings and the role's own defaults are no dirt."""
+    """A reset restores server_settings and the role's own defaults."""
     settings = {"role": "pg_monitor", "statement_timeout": "21s", "search_path": "pg_catalog"}
     manager = PostgresConnectionManager(url, server_settings=settings)
     conn = await manager.connect()
@@ -203,7 +203,7 @@ async def test_the_strict_reset_takes_prepared_statements_on_both_sides(url: str
 
 
 async def test_reset_none_has_nothing_to_do_on_a_quiet_connection(url: str) -> None:
-    """None means no task and no round trip: the connection goes straight back."""
+    """None means no task and no round trip: the connection becomes idle at once."""
     manager = PostgresConnectionManager(url, reset="none")
     conn = await manager.connect()
     await conn.execute("SET work_mem = '123kB'")
@@ -213,7 +213,7 @@ async def test_reset_none_has_nothing_to_do_on_a_quiet_connection(url: str) -> N
 
 
 async def test_reset_none_still_rolls_back(url: str) -> None:
-    """An open transaction holds locks and shows old data: it is never handed on."""
+    """An open transaction holds locks and shows old data, so it must not reach the next borrower."""
     manager = PostgresConnectionManager(url, reset="none")
     conn = await manager.connect()
     await conn.execute("SET work_mem = '123kB'")
@@ -225,7 +225,7 @@ async def test_reset_none_still_rolls_back(url: str) -> None:
 
 
 async def test_with_open_transaction_close_it_is_broken(url: str) -> None:
-    """Diesel's rule: a forgotten commit is a bug, and the connection suspect."""
+    """Diesel's rule: a missing commit is a bug, and makes the connection suspect."""
     manager = PostgresConnectionManager(url, open_transaction="close")
     conn = await manager.connect()
     assert manager.has_broken(conn) is False
@@ -330,7 +330,7 @@ async def test_the_look_for_operations_leaves_no_trace(url: str) -> None:
 
 @pytest.mark.parametrize("mode", ["safe", "none"])
 async def test_a_changed_table_costs_one_error_not_one_per_connection(url: str, mode: Any) -> None:
-    """asyncpg tells its pool to drop all connections' statement caches; ours listens."""
+    """asyncpg drops the statement caches of all connections of its pool; so does this adapter."""
     async with Pool(PostgresConnectionManager(url, reset=mode), max_size=4) as pool:
         async with contextlib.AsyncExitStack() as stack:
             conns = [await stack.enter_async_context(pool.get()) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Bad settings fail at once and in words that help, and no text shows a secret."""
+"""Bad settings fail at once with a clear message, and no text shows a secret."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_what_an_update_does_not_name_stays() -> None:
     ],
 )
 def test_keys_that_hosters_print_are_translated(query: str, keywords: dict[str, Any]) -> None:
-    """People paste the URL that a console shows."""
+    """Users paste the URL that a provider's console shows."""
     assert resolve(f"postgresql://h?{query}") == {"host": ["h"], **keywords}
 
 
@@ -258,13 +258,13 @@ def test_keys_that_hosters_print_are_translated(query: str, keywords: dict[str, 
     ],
 )
 def test_keys_that_asyncpg_lacks_are_refused_by_name(query: str, error: type[Exception], words: str) -> None:
-    """The server would refuse them at the first get, or nobody would, and it would not be what was asked for."""
+    """Otherwise the server would refuse them at the first get, or they would be ignored."""
     with pytest.raises(error, match=words):
         PostgresConnectionManager(f"postgresql://u:{SECRET}@h?{query}")
 
 
 def test_behind_pgbouncer_nothing_is_reset_unless_it_is_asked_for() -> None:
-    """One word of the URL means both."""
+    """One option of the URL sets both."""
     assert "reset='none'" in repr(PostgresConnectionManager("postgresql://h?pgbouncer=true"))
     assert "reset='strict'" in repr(PostgresConnectionManager("postgresql://h?pgbouncer=true", reset="strict"))
     assert "reset='safe'" in repr(PostgresConnectionManager("postgresql://h?statement_cache_size=0"))
@@ -356,7 +356,7 @@ def test_what_may_pass_is_transient(error: Exception) -> None:
     ids=repr,
 )
 def test_what_will_not_pass_is_not_transient(error: Exception) -> None:
-    """The waiters of a pool without a connection must hear of it at once, not after 30 s."""
+    """The waiters of a pool without a connection must fail at once, not after 30 s."""
     assert PostgresConnectionManager().is_transient(error) is False
 
 

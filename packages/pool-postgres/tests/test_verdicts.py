@@ -33,7 +33,7 @@ def sqlstate(code: str) -> asyncpg.PostgresError:
     ],
 )
 def test_the_sqlstate_decides(codes: tuple[str, ...], verdict: Verdict) -> None:
-    """A read-only server serves nobody who writes; a constraint or a deadlock says nothing about the connection."""
+    """On a read-only server every write fails; a constraint or a deadlock does not concern the connection."""
     manager: Any = PostgresConnectionManager()
     for code in codes:
         assert manager.judge(sqlstate(code), None) is verdict, code
@@ -61,7 +61,7 @@ def test_a_pool_of_standbys_is_not_retired_for_a_write(wanted: str) -> None:
 
 
 async def test_a_write_in_a_read_only_transaction_retires_nothing(url: str) -> None:
-    """The borrower asked for it; the server is what it was."""
+    """The borrower asked for a read-only transaction; the server has not changed."""
     async with Pool(PostgresConnectionManager(url), max_size=2, min_idle=2) as pool:
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             async with pool.get() as conn, conn.transaction(readonly=True):
@@ -87,7 +87,7 @@ async def test_a_forgotten_statement_costs_one_connection(url: str) -> None:
 
 @pytest.mark.parametrize("reset", ["safe", "none"])
 async def test_a_primary_that_becomes_read_only_under_load_costs_max_size_errors(disturbed: Server, reset: Any) -> None:
-    """Behind one address: old sessions cannot write any more, new ones can. Nobody calls evict()."""
+    """Behind one address old sessions can no longer write, new ones can. The program does not call evict()."""
     admin = await asyncpg.connect(disturbed.url)
     await admin.execute("CREATE TABLE IF NOT EXISTS written (number int)")
     failed: list[str] = []

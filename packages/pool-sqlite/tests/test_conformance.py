@@ -1,4 +1,4 @@
-"""What every adapter has to prove, asked by the conformance suite of pool-core: on a file, and on a database in memory."""
+"""The conformance suite for this adapter: on a file, and on a database in memory."""
 
 import sqlite3
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""What aiosqlite really does, and what becomes of it here: cancelled calls, the end of a connection, errors."""
+"""What aiosqlite does, and what this adapter does instead: cancelled calls, closed connections, errors."""
 
 import asyncio
 import contextlib
@@ -51,7 +51,7 @@ def test_a_query_ended_by_a_timeout_costs_the_connection(db: Any) -> None:
 
 @pytest.mark.cancellation
 def test_a_call_cancelled_in_the_queue_is_never_begun(db: Any) -> None:
-    """aiosqlite would run it, unobserved: the insert of a request that gave up. Here it costs nothing, either."""
+    """aiosqlite alone would still run it, such as the insert of a cancelled request. Here it never begins."""
 
     async def look() -> None:
         async with db.connection(isolation_level=None) as (manager, conn):
@@ -73,7 +73,7 @@ def test_a_call_cancelled_in_the_queue_is_never_begun(db: Any) -> None:
 
 @pytest.mark.cancellation
 def test_a_cancel_in_the_tick_of_success_costs_nothing(db: Any) -> None:
-    """The statement has ended: what is known to be clean is kept."""
+    """The statement has ended, so the connection is clean and stays."""
 
     async def look() -> None:
         async with db.connection() as (manager, conn):
@@ -148,7 +148,7 @@ def test_terminate_ends_a_running_query_and_the_thread(db: Any) -> None:
 
 
 def test_terminate_rolls_back(db: Any) -> None:
-    """Whoever loses its connection loses its transaction, and no lock stays behind."""
+    """A terminated connection loses its transaction, and no lock stays behind."""
 
     async def look() -> None:
         async with db.connection() as (manager, conn):
@@ -161,7 +161,7 @@ def test_terminate_rolls_back(db: Any) -> None:
 
 
 def test_a_loop_that_is_closed_kills_no_thread(db: Any) -> None:
-    """aiosqlite's thread reports to the closed loop, dies of it with a traceback, and the database stays open."""
+    """aiosqlite's thread reports to the closed loop, ends with a traceback, and leaves the database open."""
 
     async def begin() -> Any:
         conn = await manager.connect()
@@ -226,7 +226,7 @@ def test_a_clean_lease_makes_no_call(db: Any) -> None:
 
 
 def test_a_connection_of_somebody_elses_is_broken(db: Any) -> None:
-    """Pool.add of a plain aiosqlite connection: nobody knows what happened to it, so it is not handed out."""
+    """Pool.add of a plain aiosqlite connection: its session state is not known, so it is not handed out."""
 
     async def look() -> None:
         manager = db.manager()
@@ -242,7 +242,7 @@ def test_a_connection_of_somebody_elses_is_broken(db: Any) -> None:
 def test_a_release_of_the_driver_that_hides_its_calls_uses_no_connection_twice(
     db: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What cannot be known counts as broken: the pool closes each connection instead of handing it out again."""
+    """If calls are hidden, the pool closes each connection instead of handing it out again."""
 
     async def unseen(self: Any, fn: Any, *args: Any) -> Any:
         return fn(*args)
@@ -274,7 +274,7 @@ def connect_error(manager: SqliteConnectionManager) -> Exception:
 
 
 def test_a_locked_database_is_transient(db: Any) -> None:
-    """Somebody else's transaction ends: connecting again is worth it."""
+    """Another connection's transaction ends, so a retry may succeed."""
     with contextlib.closing(sqlite3.connect(db.path)) as other:
         other.execute("BEGIN EXCLUSIVE")
         error = connect_error(db.manager(busy_timeout=0))
@@ -285,7 +285,7 @@ def test_a_locked_database_is_transient(db: Any) -> None:
 
 
 def test_what_cannot_be_opened_is_not_transient(db: Any, tmp_path: Path) -> None:
-    """A missing folder, a file that is no database: waiting heals neither, and open() must say so at once."""
+    """A missing folder, or a file that is not a database, does not change: open() must fail at once."""
     (tmp_path / "garbage").write_bytes(b"no database" * 1000)
     for database, text in (
         (tmp_path / "nowhere" / "app.db", "unable to open database file"),
@@ -303,7 +303,7 @@ def test_what_cannot_be_opened_is_not_transient(db: Any, tmp_path: Path) -> None
 
 
 def test_other_errors_are_judged_by_what_they_are(db: Any) -> None:
-    """A hook's own network error may heal; a wrong argument does not."""
+    """A hook's own network error may be transient; a wrong argument is not."""
     manager = db.manager()
     assert manager.is_transient(TimeoutError())
     assert manager.is_transient(ConnectionResetError())
@@ -312,14 +312,14 @@ def test_other_errors_are_judged_by_what_they_are(db: Any) -> None:
 
 
 def test_wal_that_the_database_refuses_is_an_error(db: Any, tmp_path: Path) -> None:
-    """Half a promise is worse than an error: readers would block the writer after all."""
+    """Without the error, readers would block the writer although wal=True was given."""
     error = connect_error(SqliteConnectionManager(f"file:{tmp_path}/app.db?vfs=unix-none", wal=True))
     assert isinstance(error, sqlite3.NotSupportedError)
     assert "wal=True" in str(error)
 
 
 def test_foreign_keys_that_sqlite_was_built_without_are_an_error(db: Any) -> None:
-    """SQLite itself passes over the PRAGMA in silence, and no constraint would hold."""
+    """SQLite itself ignores the PRAGMA without an error, and would check no constraint."""
 
     class Without(sqlite3.Connection):
         def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
@@ -332,7 +332,7 @@ def test_foreign_keys_that_sqlite_was_built_without_are_an_error(db: Any) -> Non
 
 
 def test_is_valid_makes_a_round_trip(db: Any) -> None:
-    """And says exactly True, also under a row factory of the borrower's."""
+    """is_valid returns exactly True, also under a row factory of the borrower."""
 
     async def look() -> None:
         async with db.connection() as (manager, conn):
@@ -344,7 +344,7 @@ def test_is_valid_makes_a_round_trip(db: Any) -> None:
 
 
 def test_a_connection_that_is_dropped_unclosed_warns_and_ends(db: Any) -> None:
-    """Only the garbage collector is left to notice it: the thread must go all the same."""
+    """Only the garbage collector notices it: the thread must end anyway."""
 
     async def drop() -> None:
         conn = await db.manager().connect()
@@ -355,7 +355,7 @@ def test_a_connection_that_is_dropped_unclosed_warns_and_ends(db: Any) -> None:
 
 
 def test_the_driver_logs_no_more_than_before(db: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Ordinary life is silent."""
+    """Normal use logs nothing new."""
     caplog.set_level(logging.INFO)
 
     async def look() -> None:
@@ -380,7 +380,7 @@ def test_connections_that_switch_a_new_file_to_wal_at_once_all_open(tmp_path: Pa
 
 
 def test_a_switch_to_wal_that_cannot_be_is_refused_at_once(db: Any) -> None:
-    """Only a lock goes away by waiting."""
+    """Only a lock goes away after a while."""
     began = time.monotonic()
     error = connect_error(SqliteConnectionManager(f"file:{db.path}?mode=ro", wal=True))
     assert "readonly" in str(error)

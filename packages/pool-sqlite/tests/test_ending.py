@@ -1,4 +1,4 @@
-"""However a program ends, it ends: aiosqlite's threads must not keep the interpreter alive, and files stay sound."""
+"""A program's process ends in every case: aiosqlite's threads must not keep it alive, and files stay intact."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_program_ends(way: str, tmp_path: Path) -> None:
-    """The interpreter used to wait for the connection's thread for ever, in most of these ways."""
+    """In most of these cases the interpreter used to wait forever for the connection's thread."""
     database = tmp_path / "a.db"
     code = textwrap.dedent(BEGIN) + textwrap.dedent(WAYS[way])
     # The test that fails inside is none of this run's: it must not be counted in its report.

@@ -1,4 +1,4 @@
-"""One database in memory for all connections of a manager: who shares it, how it locks, how long it lives."""
+"""One database in memory for all connections of a manager: what shares it, how it locks, how long it exists."""
 
 import asyncio
 import gc
@@ -30,7 +30,7 @@ def test_all_connections_share_one_memory_database(database: str) -> None:
 
 
 def test_two_managers_have_two_memory_databases() -> None:
-    """Tests that run side by side must not meet."""
+    """Tests that run at the same time must not share data."""
 
     async def look() -> None:
         for _ in range(2):
@@ -43,7 +43,7 @@ def test_two_managers_have_two_memory_databases() -> None:
 
 
 def test_a_memory_database_lives_as_long_as_its_manager() -> None:
-    """A pool closes idle connections, the last one too: the data must not go with it."""
+    """A pool closes idle connections, also the last one: the data must stay."""
 
     async def look() -> None:
         manager = SqliteConnectionManager("sqlite://")
@@ -57,7 +57,7 @@ def test_a_memory_database_lives_as_long_as_its_manager() -> None:
 
 
 def test_a_memory_database_goes_with_its_manager() -> None:
-    """Nothing is kept for ever: without the manager its memory is free, and no connection is left to warn of."""
+    """Without the manager the memory is freed, and no open connection is left."""
 
     async def look() -> weakref.ref[SqliteConnectionManager]:
         manager = SqliteConnectionManager("file:goes?mode=memory&cache=shared")
@@ -75,7 +75,7 @@ def test_a_memory_database_goes_with_its_manager() -> None:
 
 
 def test_an_update_of_an_option_keeps_the_memory_database() -> None:
-    """Only another database is another database."""
+    """Only update() with a new database changes the database."""
 
     async def look() -> None:
         manager = SqliteConnectionManager(":memory:")
@@ -118,7 +118,7 @@ def test_writers_in_memory_wait_for_each_other() -> None:
 
 
 def test_write_ahead_logging_in_memory_is_refused() -> None:
-    """There is no such thing, and an option that does nothing would be a lie."""
+    """A memory database has no write-ahead log, and an option must not be ignored."""
     with pytest.raises(ValueError, match="wal=True: a memory database"):
         SqliteConnectionManager(":memory:", wal=True)
 

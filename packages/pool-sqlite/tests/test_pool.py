@@ -15,7 +15,7 @@ from pool_sqlite import SqliteConnectionManager
 
 
 def test_tasks_share_a_few_connections(db: Any) -> None:
-    """The main job: more tasks than connections, and every one of them served."""
+    """More tasks than connections, and the pool serves all of them."""
 
     async def look() -> None:
         async with Pool(db.manager(wal=True), max_size=3, min_idle=1) as pool:
@@ -55,7 +55,7 @@ def test_a_clean_return_goes_straight_back(db: Any) -> None:
 
 @pytest.mark.cancellation
 def test_the_waiter_behind_a_cancelled_query_gets_a_new_connection(db: Any) -> None:
-    """It neither waits for the query nor suffers its interrupt."""
+    """The waiter neither waits for the query nor gets its interrupt."""
 
     async def look() -> None:
         async with Pool(db.manager(), max_size=1) as pool:
@@ -111,7 +111,7 @@ def test_a_transaction_cut_off_by_a_cancel_leaves_nothing(db: Any) -> None:
 
 
 def test_open_fails_with_the_drivers_error(db: Any, tmp_path: Any) -> None:
-    """A wrong path fails at start, in SQLite's words, and not after connection_timeout."""
+    """A wrong path fails when the pool opens, with SQLite's error, not after connection_timeout."""
 
     async def look() -> None:
         began = time.perf_counter()
@@ -128,7 +128,7 @@ def test_open_fails_with_the_drivers_error(db: Any, tmp_path: Any) -> None:
 
 
 def test_open_waits_for_a_lock_to_go(db: Any) -> None:
-    """A locked database is transient: the pool tries again while somebody else's migration runs."""
+    """A locked database is transient: the pool retries while another process runs a migration."""
 
     async def look() -> None:
         with contextlib.closing(sqlite3.connect(db.path, check_same_thread=False)) as other:
@@ -143,7 +143,7 @@ def test_open_waits_for_a_lock_to_go(db: Any) -> None:
 
 
 def test_a_lease_dropped_by_the_garbage_collector_frees_its_thread(db: Any) -> None:
-    """The query may be running still; nobody will ever return it."""
+    """The query may still run, and no code will return the connection."""
 
     async def look() -> None:
         async with Pool(db.manager(), max_size=1) as pool:
@@ -168,7 +168,7 @@ def test_a_lease_dropped_by_the_garbage_collector_frees_its_thread(db: Any) -> N
 
 
 def test_close_ends_though_a_query_runs(db: Any) -> None:
-    """A pool's close() is bounded, whatever its borrowers do, and every thread ends."""
+    """close() ends within its timeout, also if a borrower's query runs, and every thread ends."""
 
     async def look() -> None:
         pool = Pool(db.manager(), max_size=1)
@@ -187,7 +187,7 @@ def test_close_ends_though_a_query_runs(db: Any) -> None:
 
 
 def test_only_connections_of_the_manager_can_be_added(db: Any) -> None:
-    """A plain aiosqlite connection is refused, and given back."""
+    """The pool refuses a plain aiosqlite connection, and does not close it."""
 
     async def look() -> None:
         manager = db.manager()
@@ -216,7 +216,7 @@ def test_diesels_rule_shows_in_the_statistics(db: Any) -> None:
 
 
 def test_from_url_finds_this_adapter(db: Any) -> None:
-    """The entry point is what `pip install pool-sqlite` promises."""
+    """`pip install pool-sqlite` registers the entry point."""
 
     async def look() -> None:
         url = f"sqlite:///{db.path}?wal=true&pool_max_size=2"
@@ -228,7 +228,7 @@ def test_from_url_finds_this_adapter(db: Any) -> None:
 
 
 def test_no_thread_is_left_after_close(db: Any) -> None:
-    """A thread for each connection, and not one more or longer."""
+    """Each connection has one thread, which ends with it."""
 
     async def look() -> None:
         before = threading.active_count()

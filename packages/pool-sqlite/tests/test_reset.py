@@ -1,4 +1,4 @@
-"""What a borrower leaves behind is gone before the next one, what a customizer set up is not."""
+"""A reset removes what a borrower left behind, and keeps what a customizer set up."""
 
 import asyncio
 import sqlite3
@@ -12,7 +12,7 @@ from pool_core import CloseReason, Pool
 
 
 def test_an_open_transaction_is_rolled_back(db: Any) -> None:
-    """The next borrower must neither see nor commit it, and nobody may be locked out."""
+    """The next borrower must neither see nor commit it, and it must not lock out other connections."""
 
     async def look() -> None:
         async with db.connection() as (manager, conn):
@@ -29,7 +29,7 @@ def test_an_open_transaction_is_rolled_back(db: Any) -> None:
 
 
 def test_an_open_transaction_is_broken_where_that_is_asked_for(db: Any) -> None:
-    """Diesel's rule, for those who want to hear of it in the statistics."""
+    """Diesel's rule: the connection is closed, and the statistics count it."""
 
     async def look() -> None:
         async with db.connection(open_transaction="close") as (manager, conn):
@@ -68,7 +68,7 @@ def test_a_half_read_cursor_is_closed(db: Any) -> None:
 
 
 def test_a_cursor_that_was_dropped_costs_no_round_trip(db: Any) -> None:
-    """sqlite3 ends a statement with its cursor: only one that somebody still holds is a danger."""
+    """sqlite3 ends a statement with its cursor: only a cursor that is still referenced does harm."""
 
     async def look() -> None:
         async with db.connection() as (manager, conn):
@@ -127,7 +127,7 @@ class Summer:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_the_session_costs_the_connection(db: Any, caplog: pytest.LogCaptureFixture, change: str) -> None:
-    """Each time, without a warning: a new connection costs as much as finding out what there is to undo."""
+    """Each time, without a warning: a new connection costs no more than finding out what to undo."""
 
     async def look() -> None:
         async with Pool(db.manager(), max_size=1) as pool:
@@ -158,7 +158,7 @@ def test_a_virtual_table_of_the_file_is_no_change(db: Any) -> None:
 
 
 def test_reading_a_pragma_is_no_change(db: Any) -> None:
-    """Those who only look, also with an argument, cost no reset."""
+    """A PRAGMA that only reads, also with an argument, needs no reset."""
 
     async def look() -> None:
         async with db.connection() as (manager, conn):
@@ -228,7 +228,7 @@ def test_a_borrowers_authorizer_works_beside_ours(db: Any) -> None:
 
 
 def test_write_ahead_logging_switched_on_by_a_borrower_stays(db: Any) -> None:
-    """It belongs to the file, which others share: to switch it back would need all of them to be away."""
+    """It belongs to the file: switching back would need all other connections closed."""
 
     async def look() -> None:
         async with db.connection() as (manager, conn):
@@ -317,7 +317,7 @@ def test_a_statement_of_the_customizers_is_noticed_when_a_borrower_sends_it(db: 
 
 
 def test_the_first_borrower_is_told_from_the_customizer(db: Any) -> None:
-    """Its changes must not be taken for a set-up, with a customizer that did nothing to the session, or without one."""
+    """Its changes must not count as set-up, with a customizer that changed nothing, or without one."""
 
     class Idle:
         async def on_connect(self, conn: aiosqlite.Connection) -> None:
@@ -338,7 +338,7 @@ def test_the_first_borrower_is_told_from_the_customizer(db: Any) -> None:
 
 
 def test_a_customizers_table_that_a_borrower_drops_costs_the_connection(db: Any) -> None:
-    """Its contents are gone for good: a new connection, set up again, is the only cure."""
+    """The contents are lost, so only a new connection, set up again, has them."""
 
     async def look() -> None:
         errors: list[BaseException] = []
@@ -355,7 +355,7 @@ def test_a_customizers_table_that_a_borrower_drops_costs_the_connection(db: Any)
 
 
 def test_an_added_connection_goes_back_to_what_connect_gives(db: Any) -> None:
-    """Who opened it by hand may be its first borrower, too: nobody could tell the one's changes from the other's."""
+    """The task that opened it may also be its first borrower: their changes cannot be told apart."""
 
     async def look() -> None:
         manager = db.manager()

@@ -60,7 +60,7 @@ def test_a_path_is_taken_as_it_is_written(tmp_path: Path) -> None:
 
 
 def test_a_later_chdir_opens_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pool connects again after an hour, wherever the program stands by then."""
+    """A pool may connect again after an hour, in another working directory."""
     monkeypatch.chdir(tmp_path)
     manager = SqliteConnectionManager("app.db")
     (tmp_path / "elsewhere").mkdir()
@@ -152,7 +152,7 @@ def test_the_drivers_own_options_are_passed_on(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_database_is_refused_at_once(database: str, text: str) -> None:
-    """A mistake shows where it is made, in words, and without what may be a password."""
+    """A mistake raises where it is made, and the message does not show what may be a password."""
     with pytest.raises(ValueError, match=text) as caught:
         SqliteConnectionManager(database)
     assert "canary@" not in str(caught.value)
@@ -190,13 +190,13 @@ def test_an_unknown_option_of_a_url_is_a_type_error() -> None:
     ],
 )
 def test_a_wrong_option_is_refused_at_once(options: dict[str, Any], error: type[Exception], text: str) -> None:
-    """A mistake shows where it is made, with the option's name, its value and what is allowed."""
+    """A mistake raises where it is made, and names the option, its value and what is allowed."""
     with pytest.raises(error, match=text):
         SqliteConnectionManager("app.db", **options)
 
 
 def test_a_database_that_is_no_path_is_refused() -> None:
-    """Not a str and not a path: say what would be one."""
+    """The error for neither a str nor a path names what is allowed."""
     with pytest.raises(TypeError, match="database is of type int"):
         SqliteConnectionManager(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="database is None: expected a str or a path"):
@@ -218,7 +218,7 @@ def test_autocommit_is_checked_for_this_python() -> None:
 
 
 def test_an_update_holds_for_new_connections_only(tmp_path: Path) -> None:
-    """Diesel's update_database_url: who holds a connection keeps it as it is."""
+    """Diesel's update_database_url: a connection in use does not change."""
 
     async def look() -> None:
         manager = SqliteConnectionManager(tmp_path / "one.db", busy_timeout=11)

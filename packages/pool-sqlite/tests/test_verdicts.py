@@ -1,4 +1,4 @@
-"""What an error within a block means for connections: files that are replaced beneath them."""
+"""What an error within a block means for connections, for example when the file was replaced."""
 
 import asyncio
 import sqlite3
@@ -25,7 +25,7 @@ def error(name: str) -> sqlite3.Error:
     ],
 )
 def test_the_code_decides(names: tuple[str, ...], verdict: Verdict) -> None:
-    """A lock or a constraint says nothing about the connection."""
+    """A lock or a constraint does not concern the connection."""
     manager: Any = SqliteConnectionManager("sqlite://")
     assert isinstance(manager, SupportsJudge)
     for name in names:
@@ -73,7 +73,7 @@ def test_a_file_that_was_moved_away_and_replaced_costs_one_error(db: Any) -> Non
 
 
 def test_a_file_that_was_overwritten_with_no_database_and_mended_costs_few_errors(db: Any) -> None:
-    """What a connection has read of the wrong bytes must not outlive them."""
+    """A connection that has read wrong bytes must not be used when the file is mended."""
     sound = db.path.read_bytes()
 
     def replace() -> None:
