@@ -72,9 +72,9 @@ async def main(url: str) -> None:
             f"{name:35} {statistics.median(rate for rate, _ in pairs):7.0f}/s  p99 {statistics.median(p for _, p in pairs):6.1f} ms"
         )
     for mine, other in (list(engines)[:2], list(engines)[2:]):
-        pairs = list(zip(found[mine], found[other], strict=True))
-        rate = statistics.median(a[0] / b[0] for a, b in pairs)
-        late = statistics.median(a[1] / b[1] for a, b in pairs)
+        rounds = list(zip(found[mine], found[other], strict=True))
+        rate = statistics.median(a[0] / b[0] for a, b in rounds)
+        late = statistics.median(a[1] / b[1] for a, b in rounds)
         print(f"{mine} / {other}: rate {rate:.2f}, p99 {late:.2f}")
     for engine in engines.values():
         await engine.dispose()

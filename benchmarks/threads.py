@@ -84,7 +84,6 @@ def sqlalchemy(size: int) -> Callable[[], Any]:
 
 def psycopg(size: int) -> Callable[[], Any]:
     from psycopg.pq import TransactionStatus
-    from psycopg_pool import ConnectionPool
 
     class Status:
         transaction_status = TransactionStatus.IDLE
@@ -103,20 +102,21 @@ def psycopg(size: int) -> Callable[[], Any]:
 
         def __exit__(self, *_: object) -> None: ...
 
-    pool: Any = ConnectionPool(connection_class=Fake, min_size=size, max_size=size, open=True)  # type: ignore[type-var]
+    module = importlib.import_module("psycopg_pool")
+    pool = module.ConnectionPool(connection_class=Fake, min_size=size, max_size=size, open=True)
     pool.wait()
-    return pool.connection
+    return pool.connection  # type: ignore[no-any-return]
 
 
 def dbutils(size: int) -> Callable[[], Any]:
-    from dbutils.pooled_db import PooledDB
-
     class Module:
         threadsafety = 1
         OperationalError = InterfaceError = InternalError = Exception
         connect = staticmethod(Connection)
 
-    pool = PooledDB(Module, mincached=0, maxcached=size, maxconnections=size, blocking=True)
+    pool = importlib.import_module("dbutils.pooled_db").PooledDB(
+        Module, mincached=0, maxcached=size, maxconnections=size, blocking=True
+    )
     return lambda: Held(pool.connection, lambda conn: conn.close())
 
 
@@ -140,14 +140,13 @@ def redis(size: int) -> Callable[[], Any]:
         def disconnect(self, *_: Any) -> None: ...
         def register_connect_callback(self, *_: Any) -> None: ...
 
-    pool = BlockingConnectionPool(max_connections=size, timeout=30, connection_class=Fake)  # type: ignore[arg-type, no-untyped-call]
+    pool = BlockingConnectionPool(max_connections=size, timeout=30, connection_class=Fake)  # type: ignore[no-untyped-call]
     return lambda: Held(pool.get_connection, pool.release)
 
 
 def connpool(size: int) -> Callable[[], Any]:
-    import connpool as module
-
-    pool: Any = module.ConnectionPool.from_callables(
+    module = importlib.import_module("connpool")
+    pool = module.ConnectionPool.from_callables(
         Connection, close=lambda conn: None, config=module.PoolConfig(max_size=size)
     )
     pool.open()

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from pool_core import Pool, PoolUnavailable
+from pool_core import Pool, PooledConnection, PoolUnavailable
 from pool_core.inspector import inspector
 from pool_core.testing import FakeConnection, FakeManager
 
@@ -71,6 +71,8 @@ class DemoConnectionManager(FakeManager):
 class Stage:
     """One pool, the tasks that use it, and the web server that shows it."""
 
+    leaked: PooledConnection[FakeConnection]
+
     def __init__(
         self, *, speed: float = 20.0, allow: Collection[str] = (), prefix: str = "/pools", **options: Any
     ) -> None:
@@ -108,7 +110,8 @@ class Stage:
         self._loop.close()
 
     async def _main(self) -> None:
-        self.pool = Pool(self.manager, **{"name": "orders", "max_size": 10, "min_idle": 2, **self.options})
+        options: dict[str, Any] = {"name": "orders", "max_size": 10, "min_idle": 2, **self.options}
+        self.pool = Pool(self.manager, **options)
         page = inspector(self.pool, allow=self._allow)
 
         async def mounted(scope: Any, receive: Any, send: Any) -> None:

@@ -17,8 +17,9 @@ ADAPTERS = (
     "pool_rabbitmq",
     "pool_neo4j",
     "pool_arangodb",
+    "pool_psycopg",
+    "pool_sqlalchemy",
 )
-ADAPTERS += ("pool_psycopg", "pool_sqlalchemy")
 
 
 async def main() -> None:

@@ -79,6 +79,7 @@ def sample() -> dict[str, list[str]]:
         chance = random.Random(1)
         server = Server()
         workers = 6
+        lost: list[Any] = []
 
         async def work(number: int) -> None:
             while True:
@@ -99,11 +100,11 @@ def sample() -> dict[str, list[str]]:
                 workers = 90 if 7 <= minute < 11 else 18
                 server.up = not 17 <= minute < 19.5
                 if minute == 24:
-                    lost = await pool.get()
+                    lost.append(await pool.get())
                 if minute == 28:
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")
-                        del lost
+                        lost.clear()
                 scrape(BEGAN + at)
                 await asyncio.sleep(STEP)
             for task in tasks:

@@ -4,6 +4,9 @@ The bytes are those of the official client: its own thrift code serves here. The
 `pool`; `YIELD sleep(seconds)` waits. Usage: double.py PORT PASSWORD
 """
 
+# pyright: reportCallIssue=false
+# The classes of thrift take their real __init__ at run time.
+
 import re
 import socket
 import sys

@@ -89,7 +89,8 @@ async def see(app: Any, pool: int = 0) -> dict[str, Any]:
 
 def make(**options: Any) -> Pool[Any]:
     manager = options.pop("manager", None) or ScriptedManager()
-    return Pool(manager, **{"name": "orders", **options})
+    options.setdefault("name", "orders")
+    return Pool(manager, **options)
 
 
 # -- answers

@@ -125,7 +125,7 @@ async def test_planned_changes_of_connections_are_told_at_debug_only(log: Log) -
         (await pool.get()).detach()
     assert log.find("opened in 0.25 s")["level"] == "DEBUG"
     assert log.find("was added")["level"] == "DEBUG"
-    reasons = {record.reason: record.levelname for record in log.records if hasattr(record, "reason")}
+    reasons = {vars(record)["reason"]: record.levelname for record in log.records if hasattr(record, "reason")}
     assert reasons == {"max_uses": "DEBUG", "detached": "DEBUG"}
 
 

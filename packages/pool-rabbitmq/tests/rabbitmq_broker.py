@@ -28,7 +28,7 @@ class Channels(Pool[LeasedChannel]):
     """A pool that remembers what was reported to it."""
 
     broker: Server
-    manager: RabbitMQChannelManager
+    manager: RabbitMQChannelManager  # pyright: ignore[reportIncompatibleMethodOverride]
     errors: list[BaseException]
 
     @property

@@ -59,9 +59,9 @@ def test_what_a_borrower_changed_is_taken_back(redis: Server) -> None:
     with Pool(RedisConnectionManager(redis.url), max_size=1) as pool:
         with pool.get() as client:
             number = client.client_id()
-            client.execute_command("SELECT", 3)
+            client.execute_command("SELECT", 3)  # type: ignore[no-untyped-call]
             client.client_setname("mine")
-            client.execute_command("WATCH", "threads:key")
+            client.execute_command("WATCH", "threads:key")  # type: ignore[no-untyped-call]
         with pool.get() as client:
             assert client.client_id() == number
             assert not client.client_getname()
@@ -73,7 +73,7 @@ def test_a_subscribed_connection_is_replaced(redis: Server) -> None:
     with Pool(RedisConnectionManager(redis.url), max_size=1) as pool:
         with pool.get() as client:
             number = client.client_id()
-            pubsub = client.pubsub()
+            pubsub = client.pubsub()  # type: ignore[no-untyped-call]
             pubsub.subscribe("threads:channel")
         with pool.get() as client:
             assert client.client_id() != number

@@ -53,7 +53,7 @@ class PoolTimeout(PoolUnavailable, TimeoutError):
         self, message: str = "", *, phase: Phase = "queue", waited: float = 0.0, state: State | None = None
     ) -> None:
         super().__init__(message)
-        self.phase = phase
+        self.phase: Phase = phase
         self.waited = waited
         self.state = cast("State", state)  # None only while it is unpickled
 

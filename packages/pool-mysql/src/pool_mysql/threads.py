@@ -11,7 +11,7 @@ import select
 import socket
 import ssl as tls
 from copy import copy
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pymysql
 from pool_core import ReplaceConnection, Verdict, adapters
@@ -31,6 +31,9 @@ from pool_mysql._session import (
     way_back,
 )
 from pool_mysql._settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Connection", "MySQLConnectionManager", "SessionStateError", "TLSRefusedError"]
 
@@ -59,6 +62,14 @@ _ATTRIBUTES: Final = (
 class Connection(pymysql.connections.Connection):  # type: ignore[misc]
     """PyMySQL's connection. It refuses plain text where TLS is demanded."""
 
+    # PyMySQL's own, which its type stubs lack.
+    server_capabilities: int
+    server_status: int
+    _sock: socket.socket | None
+    _execute_command: Callable[[int, bytes], None]
+    _read_ok_packet: Callable[[], Any]
+    _force_close: Callable[[], None]
+
     _demands_tls = False
     _mode: str | None = None
     _result: Any
@@ -78,7 +89,7 @@ class Connection(pymysql.connections.Connection):  # type: ignore[misc]
                 _SSL_CONNECTION_ERROR,
                 "TLS was demanded by the setting ssl, but the server does not offer it: switch TLS on in the server",
             )
-        super()._request_authentication()
+        super()._request_authentication()  # pyright: ignore[reportAttributeAccessIssue]
 
     # What the manager calls.
 

@@ -57,6 +57,7 @@ class TrackedConnection(Marks, AbstractConnection):
         extended = bool(self.blocking) and limit is not None and sock is not None
         if extended:
             assert limit is not None
+            assert sock is not None
             sock.settimeout(added(limit, self.blocking))
         try:
             reply = super().read_response(*args, **options)

@@ -195,7 +195,7 @@ async def _serve_lifespan(receive: Receive, send: Send) -> None:
 
 def _read_page() -> tuple[bytes, str]:
     """Return the page, and the policy that lets just its own style and script run."""
-    page = files(__package__).joinpath("page.html").read_text("utf-8")
+    page = files("pool_core.inspector").joinpath("page.html").read_text("utf-8")
 
     def hash_of(tag: str) -> str:
         found = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)

@@ -188,8 +188,9 @@ def _statistics(statistics: Statistics) -> dict[str, object]:
 
 def _verdict(document: dict[str, Any], now: State) -> tuple[str, str]:
     """Say in one sentence how the pool is, the worst first: "off", "trouble", "busy" or "well"."""
-    if document["stage"] != "open":
-        return "off", {"new": "Not opened yet"}.get(document["stage"], document["stage"].capitalize())
+    stage: str = document["stage"]
+    if stage != "open":
+        return "off", {"new": "Not opened yet"}.get(stage, stage.capitalize())
     if (outage := document["connecting_fails"]) is not None:
         attempts = outage["attempts"]
         return (
