@@ -49,9 +49,7 @@ SERVERS = {
     "sqlalchemy": ["postgres:18 mysql:9 mariadb:10.11"],
 }
 WITH_SERVERS = [adapter for adapter in SERVERS if any(SERVERS[adapter])]
-# Most of the time of these tests is waiting for servers, so they run in two processes: by server, or by driver.
-# (pytest-xdist would bring up each fleet in both: its groups do not work with pytest 9.)
-HALVES = {"redis": [("redis", ""), ("valkey", "valkey")], "mongo": [("", "not motor"), ("", "motor")]}
+HALVES = {"mongo": ["not motor", "motor"]}  # their tests mostly wait: two processes, by what -k selects
 EXTRAS = {"pool-mongo": "[motor]", "pool-psycopg": "[binary]"}  # that their tests need
 NEEDS = {  # other packages that their tests need, if only to ask the servers who they are
     "odbc": ["pool-postgres", "pool-mysql"],
@@ -115,7 +113,6 @@ nox.options.sessions = [
     "servers",
     "integration",
     *(f"cancellation-{python}" for python in DAILY[1:]),
-    "minimums",
     "instructions",
     "demo",
     "build",
@@ -236,9 +233,10 @@ def run_tests(session: nox.Session, *arguments: str, silent: bool = False, env: 
 
 
 def use_main_servers(session: nox.Session) -> None:
-    """Where an adapter has several servers, run its tests on one: what is left is for `integration` and `matrix`."""
+    """Where an adapter has several servers, run its tests on one: the others are for `matrix`."""
     newer = not (setups and setups[0].returncode == ONLY_OLDER_SERVERS)
-    session.env["POOL_TEST_SERVERS"] = os.environ.get("POOL_TEST_SERVERS", f"redis {'mysql' if newer else 'mariadb'}")
+    main = f"postgres redis {'mysql' if newer else 'mariadb'}"
+    session.env["POOL_TEST_SERVERS"] = os.environ.get("POOL_TEST_SERVERS", main)
 
 
 def begin_servers(session: nox.Session) -> None:
@@ -351,22 +349,16 @@ def servers(session: nox.Session) -> None:
 @nox.session(python=FLOOR)
 @nox.parametrize("backend", WITH_SERVERS, ids=WITH_SERVERS)
 def integration(session: nox.Session, backend: str) -> None:
-    """One adapter against its real server, everything."""
+    """One adapter against its main server, everything; `matrix` has the other servers."""
     install(session, ["test", "servers"], ["pool-core", f"pool-{backend}", *NEEDS.get(backend, [])])
     bring_servers(session)
+    use_main_servers(session)
     tests = f"packages/pool-{backend}/tests"
-    halves = HALVES.get(backend, [])
-    if not halves or "POOL_TEST_SERVERS" in os.environ:
+    if backend not in HALVES:
         run_tests(session, tests)
         return
-
-    def run(half: tuple[str, str]) -> object:
-        chosen, names = half
-        env = {"POOL_TEST_SERVERS": chosen} if chosen else None
-        return run_tests(session, tests, "-k", names, silent=True, env=env)
-
-    with concurrent.futures.ThreadPoolExecutor(len(halves)) as lanes:
-        for output in lanes.map(run, halves):
+    with concurrent.futures.ThreadPoolExecutor(2) as lanes:
+        for output in lanes.map(lambda half: run_tests(session, tests, "-k", half, silent=True), HALVES[backend]):
             print(output, flush=True)
 
 
