@@ -37,12 +37,12 @@ class ThreadHooks(Hooks):
         self._turn = threading.Lock()
 
     @property
-    def interrupt(self) -> BaseException | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def interrupt(self) -> BaseException | None:
         """A KeyboardInterrupt or SystemExit that a hook raised in this thread: it is raised where nothing is half done."""
         return self._own.interrupt
 
     @interrupt.setter
-    def interrupt(self, error: BaseException | None) -> None:
+    def interrupt(self, error: BaseException | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._own.interrupt = error
 
     @property
