@@ -484,6 +484,7 @@ def test_a_terminal_that_goes_away_does_not_end_the_measurement(cli: Cli, monkey
 def test_nothing_is_wider_than_the_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     """A phone, or a terminal beside an editor: lines that break by themselves are no table."""
     monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")  # argparse of Python 3.14 colours its help, which has no width
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     cli.adapters.hide_others()
     module = cli.adapters.install("postgresql", dist="pool-postgresql-of-ours")
