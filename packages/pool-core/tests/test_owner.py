@@ -298,3 +298,10 @@ async def test_a_cancelled_dedicated_connect_ends_the_call_of_the_manager() -> N
         await asyncio.gather(opening, return_exceptions=True)
         await turns()
         assert manager.running["connect"] == 0
+
+
+@virtual
+async def test_the_pool_gives_the_manager_that_it_was_made_with() -> None:
+    """For `update`, and for what is built on top of a pool."""
+    manager = ScriptedManager()
+    assert Pool(manager).manager is manager
