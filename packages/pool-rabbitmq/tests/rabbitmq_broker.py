@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from aio_pika import DeliveryMode, Message
 from pool_core import CloseReason, Pool
@@ -28,8 +28,11 @@ class Channels(Pool[LeasedChannel]):
     """A pool that remembers what was reported to it."""
 
     broker: Server
-    manager: RabbitMQChannelManager  # pyright: ignore[reportIncompatibleMethodOverride]
     errors: list[BaseException]
+
+    @property
+    def manager(self) -> RabbitMQChannelManager:
+        return cast("RabbitMQChannelManager", super().manager)
 
     @property
     def created(self) -> int:
@@ -57,7 +60,7 @@ async def pool_of(broker: Server, options: dict[str, Any] | None = None, **pool:
     manager = RabbitMQChannelManager(broker.url, **(options or {}))
     errors: list[BaseException] = []
     async with Channels(manager, error_sink=errors.append, **pool) as opened:
-        opened.errors, opened.manager, opened.broker = errors, manager, broker
+        opened.errors, opened.broker = errors, broker
         yield opened
 
 
