@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 UV = shutil.which("uv")
 READMES = sorted(ROOT.glob("packages/*/README.md"))
 FIRST = {page.parent.name: next(block for block in BLOCKS if block.page == page) for page in READMES}
-INSTALL = re.compile(r'^pip install "?(pool-[a-z]+(?:\[[a-z,]+\])?)"?', re.MULTILINE)
+INSTALL = re.compile(r'^pip install "?(pool-[a-z0-9]+(?:\[[a-z0-9,]+\])?)"?', re.MULTILINE)
 
 
 @pytest.fixture(scope="session")
