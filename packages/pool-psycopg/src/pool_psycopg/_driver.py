@@ -15,6 +15,7 @@ from psycopg import errors, generators, pq
 from psycopg.adapt import AdaptersMap
 
 if TYPE_CHECKING:
+    from psycopg.abc import PQGen
     from psycopg.pq.abc import PGresult
 
     Connection: TypeAlias = psycopg.AsyncConnection[Any]
@@ -27,12 +28,14 @@ __all__ = [
     "UNKNOWN",
     "Template",
     "drop",
+    "exchange",
     "forget_notifies",
     "forget_statements",
     "has_ended",
     "known",
     "left_open",
     "run",
+    "shut",
     "tailored",
 ]
 
@@ -43,6 +46,8 @@ INTRANS: Final = pq.TransactionStatus.INTRANS
 UNKNOWN: Final = pq.TransactionStatus.UNKNOWN
 
 _MOST_READS: Final = 8  # of an idle connection's socket at a time: a flood of notifications must not hold up the loop
+_SESSION: Final = ("autocommit", "isolation_level", "read_only", "deferrable")  # set by methods, outside a transaction
+_ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
 _READABLE: Final = getattr(select, "POLLIN", 1)
 
 
@@ -64,22 +69,29 @@ def known(conn: Any) -> bool:
         return False
 
 
-async def run(conn: Connection, query: str) -> list[PGresult]:
+def exchange(conn: Any, query: str) -> PQGen[list[PGresult]]:
     """Run SQL in one message, outside of what the driver does by itself: no BEGIN before it, nothing prepared.
+
+    The steps are the same with and without an event loop: the connection's ``wait`` runs them, under its lock.
 
     Raises:
         psycopg.Error: the server's error.
     """
-    async with conn.lock:
-        conn.pgconn.send_query(query.encode())
-        results: list[PGresult] = await conn.wait(generators.execute(conn.pgconn))
+    conn.pgconn.send_query(query.encode())
+    results: list[PGresult] = yield from generators.execute(conn.pgconn)
     for result in results:
         if result.status == pq.ExecStatus.FATAL_ERROR:
             raise errors.error_from_result(result, encoding=conn.info.encoding)
     return results
 
 
-def has_ended(conn: Connection) -> bool:
+async def run(conn: Connection, query: str) -> list[PGresult]:
+    """Run ``exchange``."""
+    async with conn.lock:
+        return await conn.wait(exchange(conn, query))
+
+
+def has_ended(conn: Any) -> bool:
     """Tell whether the server has ended an idle connection: psycopg looks at the socket only while it waits.
 
     Nothing is sent. What the server has said by itself, as a notification, is kept for the next borrower to read.
@@ -140,53 +152,25 @@ def forget_notifies(conn: Any) -> None:
 class Template:
     """The Python side of a connection: what of it a borrower may change, as it was."""
 
-    __slots__ = ("_adapters", "_handlers", "_settings", "raised")
+    __slots__ = ("_adapters", "_attributes", "_handlers", "_session", "raised")
 
     def __init__(self, conn: Any) -> None:
         self.raised = False  # an error has left the block of the present borrower
-        self._settings = _settings(conn)
+        self._session = {name: getattr(conn, name) for name in _SESSION}
+        self._attributes = {name: getattr(conn, name) for name in _ATTRIBUTES}
         self._handlers = (tuple(conn._notice_handlers), tuple(conn._notify_handlers))
         self._adapters = AdaptersMap(conn.adapters)
 
-    async def restore(self, conn: Any) -> None:
-        """Give the connection back what it had; it must not be in a transaction."""
-        self.restore_now(conn)
-        if (conn.autocommit, conn.isolation_level, conn.read_only, conn.deferrable) != self._settings[:4]:
-            autocommit, isolation_level, read_only, deferrable = self._settings[:4]
-            await conn.set_autocommit(autocommit)
-            await conn.set_isolation_level(isolation_level)
-            await conn.set_read_only(read_only)
-            await conn.set_deferrable(deferrable)
-
-    def fits(self, conn: Any) -> bool:
-        """Tell whether ``restore_now`` is enough."""
-        return (conn.autocommit, conn.isolation_level, conn.read_only, conn.deferrable) == self._settings[:4]
+    def changed(self, conn: Any) -> list[tuple[str, Any]]:
+        """Return what ``restore_now`` cannot restore: what to set back, and to what, when no transaction is open."""
+        return [(name, value) for name, value in self._session.items() if getattr(conn, name) != value]
 
     def restore_now(self, conn: Any) -> None:
         """Restore all that needs no lock of the connection."""
-        (
-            conn.row_factory,
-            conn.cursor_factory,
-            conn.server_cursor_factory,
-            conn.prepare_threshold,
-            conn.prepared_max,
-        ) = self._settings[4:]
+        for name, value in self._attributes.items():
+            setattr(conn, name, value)
         conn._notice_handlers[:], conn._notify_handlers[:] = self._handlers
         conn._adapters = AdaptersMap(self._adapters)  # copies nothing until somebody registers
-
-
-def _settings(conn: Any) -> tuple[Any, ...]:
-    return (
-        conn.autocommit,
-        conn.isolation_level,
-        conn.read_only,
-        conn.deferrable,
-        conn.row_factory,
-        conn.cursor_factory,
-        conn.server_cursor_factory,
-        conn.prepare_threshold,
-        conn.prepared_max,
-    )
 
 
 def drop(conn: Any) -> None:
@@ -199,15 +183,22 @@ def drop(conn: Any) -> None:
             # A task waits for this socket, and looks at it again within 0.1 s by the driver's own timer. Were it closed
             # now, the task could by then be looking at a new socket of the same number.
             conn.pool_psycopg_dropped = True
-            _shut(fileno)
+            shut(fileno)
             return
     pgconn.finish()
 
 
-def _shut(fileno: int) -> None:
-    """End the traffic of a socket, so that whoever waits for it finds its end; it is the driver that closes it."""
+def shut(fileno: int, inode: int | None = None) -> None:
+    """End the traffic of a socket, so that whoever waits for it finds its end; it is the driver that closes it.
+
+    Args:
+        fileno: its number.
+        inode: what tells this socket from another one that has got the same number since; None: no thread can have
+            closed it.
+    """
     with suppress(OSError), socket.socket(fileno=os.dup(fileno)) as sock:
-        sock.shutdown(socket.SHUT_RDWR)
+        if inode is None or os.fstat(sock.fileno()).st_ino == inode:
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 def tailored(base: Any, cancel_timeout: float | None, savepoint: str | None) -> type[Connection]:
@@ -234,7 +225,7 @@ def tailored(base: Any, cancel_timeout: float | None, savepoint: str | None) -> 
         async def _try_cancel(self, *, timeout: float = 5.0) -> None:
             # The driver calls it when a query is cut off, and then waits for the query's end.
             if cancel_timeout is not None:
-                self._cut_off = asyncio.get_running_loop().call_later(cancel_timeout, _shut, self.pgconn.socket)
+                self._cut_off = asyncio.get_running_loop().call_later(cancel_timeout, shut, self.pgconn.socket)
                 timeout = min(timeout, cancel_timeout)
             try:
                 await super()._try_cancel(timeout=timeout)
