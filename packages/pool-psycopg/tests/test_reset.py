@@ -12,41 +12,12 @@ from pool_core import CloseReason, Pool, ReplaceConnection
 from pool_core.testing import FaultProxy
 from pool_psycopg import PsycopgConnectionManager, _driver
 from psycopg.rows import dict_row, tuple_row
-from psycopg_helpers import cut_off, in_transaction, pid, returned, value
+from psycopg_helpers import LEAKS, cut_off, in_transaction, pid, returned, value
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from containers.servers import Server
-
-# What is left behind, how, and what then shows it.
-LEAKS = {
-    "role": ("SET ROLE pg_monitor", "SELECT current_user::text"),
-    "session authorization": ("SET SESSION AUTHORIZATION pg_monitor", "SELECT session_user::text"),
-    "role under another authorization": (
-        "SET SESSION AUTHORIZATION pg_monitor; SET ROLE pg_read_all_stats",
-        "SELECT current_user || ' ' || session_user",
-    ),
-    "search_path": ("SET search_path = nowhere", "SHOW search_path"),
-    "setting": ("SET statement_timeout = '33s'", "SHOW statement_timeout"),
-    "time zone": ("SET TIME ZONE 'Asia/Tokyo'", "SHOW TimeZone"),
-    "isolation": ("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE", "SHOW transaction_isolation"),
-    "read-only": ("SET default_transaction_read_only = on", "SHOW transaction_read_only"),
-    "tenant of row security": ("SELECT set_config('app.tenant', '7', false)", "SELECT coalesce(current_setting('app.tenant', true), '')"),
-    "advisory lock": (
-        "SELECT pg_advisory_lock(815), pg_advisory_lock_shared(816)",
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
-    ),
-    "LISTEN": ("LISTEN leak", "SELECT count(*) FROM pg_listening_channels()"),
-    "temporary table": ("CREATE TEMP TABLE leak AS SELECT 1", "SELECT to_regclass('pg_temp.leak')::text"),
-    "temporary view": ("CREATE TEMP VIEW leak_view AS SELECT 1", "SELECT to_regclass('pg_temp.leak_view')::text"),
-    "temporary function": (
-        "CREATE FUNCTION pg_temp.leak() RETURNS int LANGUAGE sql AS 'SELECT 1'",
-        "SELECT to_regproc('pg_temp.leak')::text",
-    ),
-    "cursor": ("DECLARE leak CURSOR WITH HOLD FOR SELECT 1", "SELECT count(*) FROM pg_cursors WHERE name = 'leak'"),
-    "open transaction": ("BEGIN; SELECT pg_current_xact_id()", "SELECT pg_current_xact_id_if_assigned()::text"),
-}  # fmt: skip
 
 
 @pytest.fixture(params=["safe", "strict"])
