@@ -1,6 +1,8 @@
 """Diesel's page on r2d2 as a program: threads create users through a pool.
 
-python examples/threads_users.py            # SQLite in memory; else DATABASE_URL=postgresql://... (needs pool-psycopg)
+python examples/threads_users.py            # SQLite in memory, or DATABASE_URL
+
+DATABASE_URL=postgresql+psycopg://user:password@host/database needs pool-psycopg.
 """
 
 from __future__ import annotations

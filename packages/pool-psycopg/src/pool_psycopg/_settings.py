@@ -72,6 +72,11 @@ class PsycopgSettings(Settings):
         values.pop("pgbouncer", None)
         return values
 
+    def resolved_at_once(self) -> dict[str, Any]:
+        values = super().resolved_at_once()
+        values.pop("pgbouncer", None)
+        return values
+
     def place(self) -> str:
         values = self.values
         hosts = str(values.get("host") or values.get("hostaddr") or "").split(",")
