@@ -20,6 +20,7 @@ from pool_core.threads import CloseReason, Pool
 from pool_psycopg import _driver
 from pool_psycopg.threads import PsycopgConnectionManager
 from psycopg.rows import dict_row, tuple_row
+from psycopg.types.string import TextLoader
 from psycopg_helpers import LEAKS, in_transaction, pid
 
 from containers.servers import Server
@@ -44,6 +45,11 @@ def returned(manager: PsycopgConnectionManager, conn: Any) -> None:
     if not manager.is_clean(conn):
         manager.reset(conn)
     assert manager.has_broken(conn) is False
+
+
+def pooled(url: str, max_size: int = 1, **options: Any) -> Pool[Any]:
+    """A pool."""
+    return Pool(PsycopgConnectionManager(url, **options), max_size=max_size)
 
 
 @contextlib.contextmanager
@@ -74,7 +80,7 @@ def test_threads_share_connections(url: str) -> None:
             with pool.get() as conn:
                 answers.append(ask(conn, "SELECT %s::int", number) - number)
 
-    with Pool(PsycopgConnectionManager(url), max_size=4) as pool:
+    with pooled(url, max_size=4) as pool:
         threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
         for thread in threads:
             thread.start()
@@ -129,7 +135,7 @@ def test_what_a_borrower_set_on_the_connection_object_is_restored(url: str, mode
         conn.row_factory = tuple_row
         conn.prepare_threshold = 0
         conn.add_notice_handler(heard.append)
-        conn.adapters.register_loader("int4", psycopg.types.string.TextLoader)
+        conn.adapters.register_loader("int4", TextLoader)
         assert ask(conn, "SELECT 1") == "1"
         returned(manager, conn)
         assert (conn.autocommit, conn.isolation_level, conn.read_only, conn.deferrable) == (False, None, None, None)
@@ -154,7 +160,7 @@ def test_an_open_transaction_is_rolled_back_and_named_in_the_log(
     url: str, table: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A forgotten commit is nobody's."""
-    with Pool(PsycopgConnectionManager(url), max_size=1) as pool, caplog.at_level(logging.WARNING, "pool_psycopg"):
+    with pooled(url) as pool, caplog.at_level(logging.WARNING, "pool_psycopg"):
         with pool.get() as conn:
             conn.execute(f"INSERT INTO {table} VALUES (1)")
         with pool.get() as same:
@@ -166,7 +172,7 @@ def test_an_open_transaction_is_rolled_back_and_named_in_the_log(
 
 def test_a_failed_transaction_is_rolled_back(url: str) -> None:
     """On the same connection."""
-    with Pool(PsycopgConnectionManager(url), max_size=1) as pool:
+    with pooled(url) as pool:
         with pytest.raises(psycopg.errors.DivisionByZero), pool.get() as conn:
             conn.execute("SELECT 1/0")
         with pool.get() as same:
@@ -176,7 +182,7 @@ def test_a_failed_transaction_is_rolled_back(url: str) -> None:
 
 def test_open_transaction_close_replaces(url: str) -> None:
     """Diesel's rule."""
-    with Pool(PsycopgConnectionManager(url, open_transaction="close"), max_size=1) as pool:
+    with pooled(url, open_transaction="close") as pool:
         with pool.get() as conn:
             ask(conn, "SELECT 1")
         with pool.get() as other:
@@ -219,7 +225,7 @@ def test_prepared_statements_survive_a_lease_that_only_read(url: str) -> None:
 
 def test_sessions_killed_while_idle_reach_no_borrower(url: str) -> None:
     """psycopg does not look at an idle socket."""
-    with Pool(PsycopgConnectionManager(url), max_size=1) as pool:
+    with pooled(url) as pool:
         with pool.get() as closed, closed:
             pass  # psycopg's own block closes it, which costs nobody else anything
         with pool.get(timeout=10) as conn:
@@ -232,8 +238,7 @@ def test_sessions_killed_while_idle_reach_no_borrower(url: str) -> None:
 
 def test_a_server_that_has_become_read_only_retires_all_connections(url: str, table: str) -> None:
     """As after a failover: the old primary still answers."""
-    manager = PsycopgConnectionManager(url)
-    with Pool(manager, max_size=2) as pool:
+    with pooled(url, max_size=2) as pool:
         with pool.get(), pool.get():
             pass
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), pool.get() as conn:
@@ -261,7 +266,7 @@ def test_read_only_that_was_asked_for_retires_none(url: str, table: str) -> None
 @pytest.mark.parametrize("query", ["SELECT pg_sleep(30)", "COPY (SELECT pg_sleep(30)) TO STDOUT"])
 def test_terminate_ends_a_call_that_is_blocked(url: str, query: str) -> None:
     """close(timeout) does not wait for half a minute; the session on the server ends, too."""
-    pool = Pool(PsycopgConnectionManager(url))
+    pool = pooled(url)
     pool.open()
     failed: list[BaseException] = []
     running = threading.Event()
@@ -328,7 +333,8 @@ def test_nothing_stays_open_after_a_failed_connect(url: str, monkeypatch: pytest
     manager = PsycopgConnectionManager(url, application_name="failed connects")
     before = len(os.listdir("/proc/self/fd"))
     kept: list[BaseException] = []
-    for options in ({"password": "wrong"}, {"dbname": "none"}, {"port": 1}):
+    wrong: list[dict[str, Any]] = [{"password": "wrong"}, {"dbname": "none"}, {"port": 1}]
+    for options in wrong:
         with pytest.raises(psycopg.OperationalError) as caught:
             PsycopgConnectionManager(url, **options).connect()
         kept.append(caught.value)
@@ -413,8 +419,7 @@ def test_options_of_tasks_are_refused(url: str) -> None:
 def test_a_test_transaction_is_never_committed(url: str, table: str, autocommit: bool) -> None:
     """Visible to the next borrower, gone with the pool."""
     count = f"SELECT count(*) FROM {table}"
-    manager = PsycopgConnectionManager(url, test_transaction=True, autocommit=autocommit)
-    with Pool(manager, max_size=1) as pool:
+    with pooled(url, test_transaction=True, autocommit=autocommit) as pool:
         with pool.get() as conn:
             conn.execute(f"INSERT INTO {table} VALUES (1)")
             conn.commit()
