@@ -236,7 +236,7 @@ def tell(statistics: Statistics) -> None:
         elif isinstance(value, int):
             shown = f"{value:,}"
         else:
-            shown = ", ".join(f"{count} {reason.value}" for reason, count in value.items() if count) or "0"
+            shown = ", ".join(f"{count} {reason}" for reason, count in value.items() if count) or "0"
         rows.append((one.name, shown))
     table(rows)
 
