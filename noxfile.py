@@ -38,7 +38,7 @@ PACKAGES = [
     "pool-psycopg",
     "pool-sqlalchemy",
 ]
-ADAPTERS = [package for package in PACKAGES if package not in {"pool-core", "pool-sqlalchemy"}]  # what has a conformance test
+ADAPTERS = [package for package in PACKAGES if package not in {"pool-core", "pool-sqlalchemy"}]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 FLOOR, NEWEST = PYTHONS[0], PYTHONS[-1]
 DAILY = [FLOOR, "3.14", NEWEST]  # by default; the others are for `matrix` and for CI with more than one machine
